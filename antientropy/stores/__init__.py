@@ -1,0 +1,1 @@
+"""Stores that can be repaired out of the box."""

@@ -1,0 +1,1 @@
+"""Ways to reach a peer: gRPC, and an in-process twin."""

@@ -1,0 +1,1 @@
+"""Protobuf bytes <-> the core's messages, and all validation of what peers say."""
