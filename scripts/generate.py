@@ -26,6 +26,9 @@ def generate(target: Path) -> list[Path]:
     well_known = resources.files("grpc_tools") / "_proto"
     arguments = ["protoc", f"-I{ROOT / 'proto'}", f"-I{well_known}"]
     arguments += [f"--{kind}_out={target}" for kind in ("python", "grpc_python")]
+    # Named by path: the environment that runs this need not be activated.
+    tools = Path(sys.executable).parent
+    arguments += [f"--plugin={name}={tools / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
     arguments += [f"--mypy_out=quiet:{target}", f"--mypy_grpc_out=quiet:{target}", *sources]
     if protoc.main(arguments) != 0:
         raise SystemExit("protoc failed")
