@@ -19,10 +19,6 @@ class LocalStateError(GossipError):
     """This node's own files or resources: a corrupt generation file, a port in use, a full disk. Not retriable."""
 
 
-class DuplicateNodeError(GossipError):
-    """Another running node uses this node's endpoint or host id; this one stops."""
-
-
 class PublishError(GossipError):
     """A value that may not be published: a key that is not the application's, or a limit. Nothing was published."""
 

@@ -1,0 +1,192 @@
+"""Phi accrual failure detection over all endpoints at once.
+
+phi = -log10 of the probability, under an exponential distribution of inter-arrival times with the measured mean,
+that a heartbeat comes later than now: ``phi = (now - last arrival) / mean / ln(10)``. Sources: Hayashibara et al.,
+"The phi accrual failure detector" (2004); Cassandra's ``FailureDetector`` and ``ArrivalWindow`` (CASSANDRA-2597 for
+the exponential form). Like Cassandra: one assumed interval comes first, gaps over a maximum are outages and are not
+recorded, and after a pause of the own process nobody is convicted for a while (CASSANDRA-9183). Unlike it, windows
+are columns, grow on demand, and sums are whole microseconds, so they never drift.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.intp]
+
+#: 1 / ln(10): makes phi a decimal logarithm; 0.434 in Cassandra.
+PHI_FACTOR: Final = 1.0 / math.log(10.0)
+_MICROSECONDS: Final = 1_000_000
+#: A sample fills 32 bits: 71 minutes.
+INTERVAL_SECONDS_MAX: Final = (2**32 - 1) / _MICROSECONDS
+_WIDTH_INITIAL: Final = 8
+_NEVER: Final = -1
+
+
+class ArrivalWindows:
+    """The last inter-arrival times of many endpoints: a ring of ``size`` microsecond samples per row.
+
+    ``samples`` has shape (rows, width); width grows by doubling up to ``size``, so a short history costs little.
+    """
+
+    def __init__(self, *, size: int, first_interval_seconds: float, interval_seconds_max: float) -> None:
+        if size < 1:
+            raise ValueError("the window holds at least one interval")
+        if not 0 < first_interval_seconds <= INTERVAL_SECONDS_MAX:
+            raise ValueError(f"first_interval_seconds must be above 0 and at most {INTERVAL_SECONDS_MAX:.0f}")
+        self._size = size
+        self._first_us = max(1, round(first_interval_seconds * _MICROSECONDS))
+        self._max_us = round(min(interval_seconds_max, INTERVAL_SECONDS_MAX) * _MICROSECONDS)
+        self._samples = np.zeros((0, min(_WIDTH_INITIAL, size)), dtype=np.uint32)
+        self._count = np.zeros(0, dtype=np.int64)
+        self._next = np.zeros(0, dtype=np.int64)
+        self._sum_us = np.zeros(0, dtype=np.int64)
+        self._last_us = np.full(0, _NEVER, dtype=np.int64)
+
+    def report(self, rows: Rows, now: float) -> None:
+        """A heartbeat of each of ``rows`` (no duplicates) arrived at ``now`` (monotonic seconds)."""
+        if not len(rows):
+            return
+        self._reserve(int(rows.max()) + 1)
+        now_us = round(now * _MICROSECONDS)
+        last = self._last_us[rows]
+        first = last == _NEVER
+        interval = np.where(first, self._first_us, now_us - last)
+        # A clock that stands still gives 0; the gap after an outage says nothing about the rhythm.
+        recorded = first | ((interval >= 0) & (interval <= self._max_us))
+        self._record(rows[recorded], interval[recorded])
+        self._last_us[rows] = now_us
+
+    def reset(self, rows: Rows) -> None:
+        """Forget the history of ``rows``: a new generation has its own rhythm."""
+        rows = rows[rows < len(self._count)]
+        self._count[rows] = 0
+        self._next[rows] = 0
+        self._sum_us[rows] = 0
+        self._last_us[rows] = _NEVER
+
+    def means_seconds(self, rows: Rows) -> NDArray[np.float64]:
+        """Mean interval per row; NaN where nothing was reported."""
+        self._reserve_for(rows)
+        count = self._count[rows]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean: NDArray[np.float64] = self._sum_us[rows] / count / _MICROSECONDS
+        return mean
+
+    def sample_counts(self, rows: Rows) -> NDArray[np.int64]:
+        """Intervals held per row, the assumed first one included until it is overwritten."""
+        self._reserve_for(rows)
+        return self._count[rows]
+
+    def silence_seconds(self, rows: Rows, now: float) -> NDArray[np.float64]:
+        """Seconds since the last arrival per row; NaN where nothing was reported."""
+        self._reserve_for(rows)
+        last = self._last_us[rows]
+        return np.where(last == _NEVER, np.nan, np.maximum(0.0, now - last / _MICROSECONDS))
+
+    def _record(self, rows: Rows, interval_us: NDArray[np.int64]) -> None:
+        width = self._samples.shape[1]
+        if width < self._size and bool((self._count[rows] == width).any()):
+            # Rings shorter than the window have not wrapped yet, so the old samples keep their places.
+            wider = np.zeros((len(self._samples), min(2 * width, self._size)), dtype=np.uint32)
+            wider[:, :width] = self._samples
+            self._samples = wider
+            self._next = np.where(self._count == width, width, self._next)
+            width = wider.shape[1]
+        place = self._next[rows]
+        full = self._count[rows] == width
+        self._sum_us[rows] += interval_us - np.where(full, self._samples[rows, place], 0)
+        self._samples[rows, place] = interval_us
+        self._next[rows] = (place + 1) % width
+        self._count[rows] += ~full
+
+    def _reserve_for(self, rows: Rows) -> None:
+        if len(rows):
+            self._reserve(int(rows.max()) + 1)
+
+    def _reserve(self, needed: int) -> None:
+        have = len(self._count)
+        if needed <= have:
+            return
+        more = max(needed, 2 * have) - have
+        self._samples = np.pad(self._samples, ((0, more), (0, 0)))
+        self._count, self._next, self._sum_us = (np.pad(a, (0, more)) for a in (self._count, self._next, self._sum_us))
+        self._last_us = np.pad(self._last_us, (0, more), constant_values=_NEVER)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one look at all endpoints gave."""
+
+    convicted: Rows
+    """Rows whose phi is above the threshold."""
+    paused_seconds: float
+    """How long this process stood still before the look, when that was too long; else 0."""
+
+
+class PhiAccrualFailureDetector:
+    """Suspicion levels of all endpoints, and who is convicted. Rows are those of the endpoint table."""
+
+    def __init__(
+        self,
+        *,
+        threshold: float,
+        window_size: int,
+        first_interval_seconds: float,
+        interval_seconds_max: float,
+        local_pause_seconds: float,
+    ) -> None:
+        self.threshold = threshold
+        self.windows = ArrivalWindows(
+            size=window_size,
+            first_interval_seconds=first_interval_seconds,
+            interval_seconds_max=interval_seconds_max,
+        )
+        self._local_pause_seconds = local_pause_seconds
+        self._interpreted: float | None = None
+        self._silent_until = -math.inf
+
+    def report(self, rows: Rows, now: float) -> None:
+        """A newer heartbeat of each of ``rows`` arrived."""
+        self.windows.report(rows, now)
+
+    def reset(self, rows: Rows) -> None:
+        """Begin anew for ``rows``."""
+        self.windows.reset(rows)
+
+    def phi(self, rows: Rows, now: float) -> NDArray[np.float64]:
+        """Suspicion per row, scaled to decimal logarithms; NaN where nothing was ever reported."""
+        return self.phi_unscaled(rows, now) * PHI_FACTOR
+
+    def phi_unscaled(self, rows: Rows, now: float) -> NDArray[np.float64]:
+        """Silence in units of the mean interval, Cassandra's raw phi."""
+        mean = self.windows.means_seconds(rows)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            result: NDArray[np.float64] = self.windows.silence_seconds(rows, now) / mean
+        return result
+
+    def interpret(self, rows: Rows, now: float) -> Verdict:
+        """Convict among ``rows``; to be called once per round.
+
+        When the last call is longer ago than the local pause, this process itself stood still (garbage collection,
+        a stopped virtual machine), so silence proves nothing: nobody is convicted now and for that long again.
+        """
+        gap = 0.0 if self._interpreted is None else now - self._interpreted
+        self._interpreted = now
+        nobody = np.zeros(0, dtype=np.intp)
+        if gap > self._local_pause_seconds:
+            self._silent_until = now + self._local_pause_seconds
+            return Verdict(nobody, gap)
+        if now < self._silent_until:
+            return Verdict(nobody, 0.0)
+        with np.errstate(invalid="ignore"):
+            return Verdict(rows[self.phi(rows, now) > self.threshold], 0.0)
+
+    def local_pause_remaining_seconds(self, now: float) -> float:
+        """How much longer nobody is convicted after a pause of this process."""
+        return max(0.0, self._silent_until - now)

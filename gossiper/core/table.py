@@ -1,0 +1,188 @@
+"""EndpointTable: one row per endpoint, every number in a numpy column, application states beside it.
+
+Lives here: storage and look-up. Not here: what a change means (``state``). A row number stays the same while its
+endpoint is known and is reused afterwards; the failure detector keeps its windows under the same numbers.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossiper.core.messages import DigestColumns, VersionedValue
+
+Rows = NDArray[np.intp]
+
+ROWS_INITIAL: Final = 16
+#: ``evidence_path`` of an endpoint that told of itself, or of one never heard of.
+NO_PATH: Final = -1
+#: ``evidence_arrival`` before there was any.
+NEVER: Final = -np.inf
+
+
+class LivenessCode(IntEnum):
+    """``gossiper.events.Liveness`` as it stands in a column."""
+
+    UNKNOWN = 0
+    ALIVE = 1
+    DOWN = 2
+
+
+_COLUMNS: Final[Mapping[str, tuple[type, float]]] = {
+    "used": (np.bool_, False),
+    "generation": (np.int64, 0),
+    "interval_ms": (np.int64, 0),
+    "heartbeat": (np.int64, 0),
+    "states_version": (np.int64, 0),
+    "gc_version": (np.int64, 0),
+    "liveness": (np.int8, LivenessCode.UNKNOWN),
+    "dead_status": (np.bool_, False),
+    "stopped": (np.bool_, False),
+    "echo_wanted": (np.bool_, False),
+    "echo_generation": (np.int64, 0),
+    "echo_sent": (np.float64, NEVER),
+    "evidence_arrival": (np.float64, NEVER),
+    "evidence_tick": (np.int64, 0),
+    "evidence_direct": (np.bool_, False),
+    "evidence_path": (np.intp, NO_PATH),
+    "direct_arrival": (np.float64, NEVER),
+}
+
+
+class EndpointTable:
+    """Rows of endpoints; see the column comments below.
+
+    Every column has length ``capacity``; entries of rows that are not ``used`` hold the column's default.
+    """
+
+    used: NDArray[np.bool_]
+    generation: NDArray[np.int64]
+    interval_ms: NDArray[np.int64]
+    heartbeat: NDArray[np.int64]
+    """The newest tick known of the generation."""
+    states_version: NDArray[np.int64]
+    """All application states up to this version are known."""
+    gc_version: NDArray[np.int64]
+    """Tombstones up to this version are gone at the owner."""
+    liveness: NDArray[np.int8]
+    dead_status: NDArray[np.bool_]
+    """STATUS is one of ``DEAD_STATUSES``: never a target, never alive."""
+    stopped: NDArray[np.bool_]
+    """STATUS is one of ``STOPPED_STATUSES``: this generation says nothing more."""
+    echo_wanted: NDArray[np.bool_]
+    """There was evidence of life while not alive: an ECHO has to confirm it."""
+    echo_generation: NDArray[np.int64]
+    """The generation an ECHO under way asks for; 0: none is under way."""
+    echo_sent: NDArray[np.float64]
+    evidence_arrival: NDArray[np.float64]
+    """Monotonic seconds of the last evidence of life; NEVER: none yet. Evidence is a newer heartbeat."""
+    evidence_tick: NDArray[np.int64]
+    """The heartbeat that it carried."""
+    evidence_direct: NDArray[np.bool_]
+    """Whether the endpoint itself said it."""
+    evidence_path: NDArray[np.intp]
+    """Row of the peer that told it, NO_PATH when direct or unknown."""
+    direct_arrival: NDArray[np.float64]
+    """Monotonic seconds of the last direct evidence."""
+
+    def __init__(self) -> None:
+        self._index: dict[str, int] = {}
+        self._endpoints: list[str | None] = []
+        self._free: list[int] = []
+        self.states: list[dict[str, VersionedValue]] = []
+        """Application states per row. Never changed in place: a change puts a new dict, so views may keep the old."""
+        self._order: Rows | None = None
+        self._names: tuple[str, ...] = ()
+        for name, (dtype, default) in _COLUMNS.items():
+            setattr(self, name, np.full(ROWS_INITIAL, default, dtype=dtype))
+
+    def __len__(self) -> int:
+        """The number of endpoints."""
+        return len(self._index)
+
+    def __contains__(self, endpoint: object) -> bool:
+        """Whether the endpoint is known."""
+        return endpoint in self._index
+
+    @property
+    def capacity(self) -> int:
+        """The length of every column."""
+        return len(self.used)
+
+    def row(self, endpoint: str) -> int | None:
+        """The row of an endpoint, None when it is not known."""
+        return self._index.get(endpoint)
+
+    def endpoint(self, row: int) -> str:
+        """The endpoint of a used row."""
+        endpoint = self._endpoints[row]
+        if endpoint is None:
+            raise KeyError(row)
+        return endpoint
+
+    def index_of(self, endpoints: tuple[str, ...]) -> Rows:
+        """Rows of many endpoints, -1 for those that are not known; same length and order."""
+        get = self._index.get
+        return np.fromiter((get(endpoint, -1) for endpoint in endpoints), dtype=np.intp, count=len(endpoints))
+
+    def rows(self) -> Rows:
+        """All used rows, ascending. Do not change the array."""
+        if self._order is None:
+            self._order = np.flatnonzero(self.used)
+            self._names = tuple(self.endpoint(int(row)) for row in self._order)
+        return self._order
+
+    def digests(self) -> DigestColumns:
+        """What is known of every endpoint, as columns (copies) in row order."""
+        rows = self.rows()
+        return DigestColumns(self._names, self.generation[rows], self.heartbeat[rows], self.states_version[rows])
+
+    def add(self, endpoint: str) -> int:
+        """A row for a new endpoint, all columns at their defaults.
+
+        Raises:
+            ValueError: the endpoint is known already.
+        """
+        if endpoint in self._index:
+            raise ValueError(f"{endpoint} is known already")
+        if self._free:
+            row = heapq.heappop(self._free)
+            self._endpoints[row] = endpoint
+        else:
+            row = len(self._endpoints)
+            if row == self.capacity:
+                self._grow()
+            self._endpoints.append(endpoint)
+            self.states.append({})
+        self._index[endpoint] = row
+        self.used[row] = True
+        self._order = None
+        return row
+
+    def remove(self, endpoint: str) -> int:
+        """Forget an endpoint; its row, now free, is returned so that others may clear theirs.
+
+        Raises:
+            KeyError: the endpoint is not known.
+        """
+        row = self._index.pop(endpoint)
+        self._endpoints[row] = None
+        self.states[row] = {}
+        for name, (_, default) in _COLUMNS.items():
+            getattr(self, name)[row] = default
+        self.evidence_path[self.evidence_path == row] = NO_PATH
+        heapq.heappush(self._free, row)
+        self._order = None
+        return row
+
+    def _grow(self) -> None:
+        for name, (dtype, default) in _COLUMNS.items():
+            old = getattr(self, name)
+            new: NDArray[Any] = np.full(2 * len(old), default, dtype=dtype)
+            new[: len(old)] = old
+            setattr(self, name, new)
