@@ -6,7 +6,7 @@ import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -49,7 +49,7 @@ class GossipAdmin(admin_pb2_grpc.GossipAdminServiceServicer):
     async def GetClusterView(  # noqa: N802 - generated name
         self,
         request: admin_pb2.GetClusterViewRequest,  # noqa: ARG002 - has no fields
-        context: admin_pb2_grpc._ServicerContext,  # noqa: SLF001 - as in the generated interface
+        context: grpc.aio.ServicerContext[admin_pb2.GetClusterViewRequest, admin_pb2.GetClusterViewResponse],
     ) -> admin_pb2.GetClusterViewResponse:
         """All endpoints as this node sees them, ordered by endpoint."""
         return await _answer(context, self._cluster_view)
@@ -57,7 +57,7 @@ class GossipAdmin(admin_pb2_grpc.GossipAdminServiceServicer):
     async def GetFailureDetector(  # noqa: N802 - generated name
         self,
         request: admin_pb2.GetFailureDetectorRequest,  # noqa: ARG002 - has no fields
-        context: admin_pb2_grpc._ServicerContext,  # noqa: SLF001 - as in the generated interface
+        context: grpc.aio.ServicerContext[admin_pb2.GetFailureDetectorRequest, admin_pb2.GetFailureDetectorResponse],
     ) -> admin_pb2.GetFailureDetectorResponse:
         """Phi of every other endpoint."""
         return await _answer(context, self._failure_detector)
@@ -65,7 +65,7 @@ class GossipAdmin(admin_pb2_grpc.GossipAdminServiceServicer):
     async def GetNodeInfo(  # noqa: N802 - generated name
         self,
         request: admin_pb2.GetNodeInfoRequest,  # noqa: ARG002 - has no fields
-        context: admin_pb2_grpc._ServicerContext,  # noqa: SLF001 - as in the generated interface
+        context: grpc.aio.ServicerContext[admin_pb2.GetNodeInfoRequest, admin_pb2.GetNodeInfoResponse],
     ) -> admin_pb2.GetNodeInfoResponse:
         """This node, its settings and counters."""
         return await _answer(context, self._node_info)
@@ -133,13 +133,8 @@ def _endpoint_view(view: EndpointView, age_seconds: float) -> admin_pb2.Endpoint
     )
 
 
-async def _answer(context: admin_pb2_grpc._ServicerContext, make: Callable[[], _T]) -> _T:
+async def _answer(context: grpc.aio.ServicerContext[Any, _T], make: Callable[[], _T]) -> _T:
     try:
         return make()
     except NotRunningError:
-        await _not_ready(context)
-
-
-async def _not_ready(context: admin_pb2_grpc._ServicerContext) -> NoReturn:
-    await context.abort(grpc.StatusCode.UNAVAILABLE, NOT_READY)
-    raise AssertionError("abort always raises")
+        await context.abort(grpc.StatusCode.UNAVAILABLE, NOT_READY)

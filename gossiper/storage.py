@@ -166,7 +166,8 @@ def _lock(directory: Path) -> IO[str]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise LocalStateError(
-                    f"{directory} is in use by another node{_holder(file)}; stop it, or give each node its own directory"
+                    f"{directory} is in use by another node{_holder(file)}; "
+                    "stop it, or give each node its own directory"
                 ) from None
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
