@@ -1,74 +1,44 @@
 """The seam between repair and a store: what a store must offer to be repaired.
 
-Lives here: the row, the ``RowStore`` Protocol. Implementations are in ``antientropy.stores``.
+Lives here: the ``RowStore`` and ``StoreSnapshot`` Protocols; ``Row`` and ``RowDigests`` are defined in the core and
+are re-exported. Implementations are in ``antientropy.stores``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from antientropy.core.hashing import row_digest, token_of
-from antientropy.core.merkle import HashTree
+from antientropy.core.merkle import HashTree, Root
+from antientropy.core.rows import Row, RowDigests
 from antientropy.core.tokens import TokenRange
-from numpy.typing import NDArray
+from antientropy.errors import RowRefusedError
+from antientropy.limits import KEY_BYTES_MAX, VALUE_BYTES_MAX, VERSION_MAX
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row: the newest value of a key, or its tombstone.
-
-    ``version`` is a 64-bit timestamp chosen by the application (a hybrid logical clock in the key-value store).
-    Of two rows with the same key the one with the greater ``(version, digest)`` wins; the digest's first bit is the
-    tombstone flag, so a deletion wins a tie. The order is total and decided by content alone, so replicas converge.
-    """
-
-    key: bytes
-    version: int
-    value: bytes
-    deleted: bool = False
-
-    @property
-    def token(self) -> int:
-        """Where the row lies on the token line, 0 to 2**64 - 1."""
-        return token_of(self.key)
-
-    @property
-    def digest(self) -> bytes:
-        """16 bytes over key, version, tombstone flag and value."""
-        return row_digest(self.key, self.version, self.deleted, self.value)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RowDigests:
-    """Digests of n rows as columns of length n, ordered by (token, key): what is compared, without keys and values."""
-
-    tokens: NDArray[np.uint64]
-    versions: NDArray[np.uint64]
-    digests: NDArray[np.uint64]
-    """Shape (n, 2): high and low half of each row digest."""
-
-    def __len__(self) -> int:
-        """The number of rows."""
-        return len(self.tokens)
+__all__ = ["Row", "RowDigests", "RowStore", "StoreSnapshot", "check_row"]
 
 
 class StoreSnapshot(Protocol):
-    """A store's tree and rows at one point in time; close it soon, it may hold old pages of the store."""
+    """A store's tree and rows at one point in time; close it soon, it may hold old pages of the store.
+
+    Used by one thread at a time, not always the same one.
+    """
 
     @property
     def tree(self) -> HashTree:
         """The tree of exactly the rows of this snapshot. Not changed by later writes."""
         ...
 
-    def digests(self, token_range: TokenRange) -> Iterator[RowDigests]:
-        """Digests of all rows of a range, in token order, in bounded batches."""
+    def digests(self, ranges: Sequence[TokenRange]) -> Iterator[RowDigests]:
+        """Digests of all rows of some ranges (ascending, disjoint), in token order, in bounded batches."""
         ...
 
     def rows_at(self, tokens: Sequence[int]) -> Iterator[Row]:
-        """The rows at these tokens (several where keys collide), in token order."""
+        """The rows at these tokens (ascending; several rows where keys collide), in token order.
+
+        Raises:
+            StoreCorruptError: a row does not match its digest.
+        """
         ...
 
     def rows(self, token_range: TokenRange) -> Iterator[Row]:
@@ -96,3 +66,43 @@ class RowStore(Protocol):
     def snapshot(self) -> StoreSnapshot:
         """Tree and rows at one point in time."""
         ...
+
+    def root(self, token_range: TokenRange) -> Root:
+        """XOR of the digests of all rows of a range, and their number. Cheap for the full range: no scan, no copy."""
+        ...
+
+    @property
+    def row_count(self) -> int:
+        """Rows, tombstones included: what the tree covers."""
+        ...
+
+    @property
+    def tombstone_count(self) -> int:
+        """Rows that are tombstones."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the rows take."""
+        ...
+
+    @property
+    def tree_depth(self) -> int:
+        """Levels of the tree below its root."""
+        ...
+
+
+def check_row(row: Row) -> None:
+    """Whether a row keeps the limits of every store.
+
+    Raises:
+        RowRefusedError: it does not; the message names the limit.
+    """
+    if not 0 < len(row.key) <= KEY_BYTES_MAX:
+        raise RowRefusedError(f"key of {len(row.key)} bytes refused: a key has 1 to {KEY_BYTES_MAX} bytes")
+    if len(row.value) > VALUE_BYTES_MAX:
+        raise RowRefusedError(f"value of {len(row.value)} bytes refused: a value has at most {VALUE_BYTES_MAX} bytes")
+    if row.deleted and row.value:
+        raise RowRefusedError("tombstone with a value refused: a deleted row has an empty value")
+    if not 0 <= row.version <= VERSION_MAX:
+        raise RowRefusedError(f"version {row.version} refused: a version is 0 to {VERSION_MAX}")

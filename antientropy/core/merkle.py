@@ -1,0 +1,271 @@
+"""The hash tree over tokens: flat numpy levels with a fan-out of 16, kept up to date on write.
+
+Level L has 16**L nodes; node i of it covers the tokens whose first 4 * L bits are i, whatever the depth of the tree, so
+trees of different depth compare down to the shallower one. A node holds the XOR of its rows' 128-bit digests (in two
+uint64 columns) and their number. XOR is its own inverse, so replacing a row is: put the old digest in again with count
+-1, and the new one with count +1.
+
+Cassandra's tree (utils/MerkleTree.java) is binary, built by a full scan for each repair, and compares nothing but
+leaves of several rows; this one is never rebuilt for a repair, and its leaves are compared row by row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from antientropy.core import hashing
+from antientropy.core.rows import RowDigests
+from antientropy.core.tokens import TokenRange, covering, node_range, nodes_of
+from antientropy.limits import PENDING_CHANGES_MAX, TREE_DEPTH_MAX
+
+FAN_OUT: Final = 16
+#: A tree is built with at most this many rows a leaf on average ...
+_ROWS_PER_LEAF_BUILT: Final = 2
+#: ... and built anew, deeper, beyond this: a leaf's rows (32 bytes each) then cost more to list than a level more.
+_ROWS_PER_LEAF_MAX: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """All rows of a range in 16 bytes and a number: equal roots, equal rows."""
+
+    digest: bytes
+    count: int
+
+
+EMPTY_ROOT: Final = Root(hashing.EMPTY_DIGEST, 0)
+
+
+def depth_for(row_count: int) -> int:
+    """The depth a tree over so many rows is built with, 1 to 5."""
+    depth = 1
+    while depth < TREE_DEPTH_MAX and row_count > _ROWS_PER_LEAF_BUILT * FAN_OUT**depth:
+        depth += 1
+    return depth
+
+
+@dataclass(slots=True, eq=False)
+class Level:
+    """One level: columns of length 16**level; read them, but change them through the tree only."""
+
+    high: NDArray[np.uint64]
+    low: NDArray[np.uint64]
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, level: int) -> Level:
+        """No rows."""
+        size = FAN_OUT**level
+        return cls(np.zeros(size, np.uint64), np.zeros(size, np.uint64), np.zeros(size, np.int64))
+
+    def copy(self) -> Level:
+        """An independent copy."""
+        return Level(self.high.copy(), self.low.copy(), self.counts.copy())
+
+    def clear(self, where: slice) -> None:
+        """Forget some nodes."""
+        for column in (self.high, self.low, self.counts):
+            column[where] = 0
+
+
+class HashTree:
+    """The tree. Not thread-safe: the store that keeps it serialises changes and hands out copies.
+
+    Raises:
+        ValueError: ``depth`` is not 1 to 5.
+    """
+
+    def __init__(self, depth: int, levels: list[Level] | None = None) -> None:
+        if not 1 <= depth <= TREE_DEPTH_MAX:
+            raise ValueError(f"tree depth {depth}: allowed is 1 to {TREE_DEPTH_MAX}")
+        self.depth: Final = depth
+        self.levels = [Level.empty(level) for level in range(depth + 1)] if levels is None else levels
+
+    @classmethod
+    def build(cls, rows: RowDigests, depth: int | None = None) -> HashTree:
+        """The tree of some rows, in any order; its depth by their number unless given."""
+        tree = cls(depth_for(len(rows)) if depth is None else depth)
+        tree.fold(rows.tokens, rows.digests, np.ones(len(rows), np.int64))
+        return tree
+
+    def fold(self, tokens: NDArray[np.uint64], digests: NDArray[np.uint64], counts: NDArray[np.int64]) -> None:
+        """Take changes in: digests of shape (n, 2), counts +1 for a row that came and -1 for one that went.
+
+        Sorting once and reducing runs of equal nodes from level to level is twice as fast as ``bitwise_xor.at`` on
+        each level (1,000,000 rows: 0.18 s against 0.32 s, of which the sort takes 0.1 s).
+        """
+        if not len(tokens):
+            return
+        high, low = digests[:, 0], digests[:, 1]
+        nodes = nodes_of(tokens, self.depth)
+        if len(nodes) > 1 and bool((nodes[1:] < nodes[:-1]).any()):
+            order = np.argsort(nodes, kind="stable")
+            nodes, high, low, counts = nodes[order], high[order], low[order], counts[order]
+        for level in range(self.depth, -1, -1):
+            starts = np.flatnonzero(np.concatenate(([True], nodes[1:] != nodes[:-1])))
+            high = np.bitwise_xor.reduceat(high, starts)
+            low = np.bitwise_xor.reduceat(low, starts)
+            counts = np.add.reduceat(counts, starts)
+            nodes = nodes[starts]
+            at = self.levels[level]
+            at.high[nodes] ^= high
+            at.low[nodes] ^= low
+            at.counts[nodes] += counts
+            nodes = nodes >> 4
+
+    def copy(self) -> HashTree:
+        """An independent copy: the tree of a snapshot."""
+        return HashTree(self.depth, [level.copy() for level in self.levels])
+
+    @property
+    def root(self) -> Root:
+        """The whole tree in 16 bytes and a count."""
+        top = self.levels[0]
+        return Root(int(top.high[0]).to_bytes(8, "big") + int(top.low[0]).to_bytes(8, "big"), int(top.counts[0]))
+
+    def node_hashes(self, level: int, indices: NDArray[np.uint32] | None = None) -> NDArray[np.uint64]:
+        """8-byte hashes of some nodes of a level, or of all of them."""
+        at = self.levels[level]
+        if indices is None:
+            return hashing.node_hashes(at.high, at.low, at.counts)
+        return hashing.node_hashes(at.high[indices], at.low[indices], at.counts[indices])
+
+    def child_hashes(self, level: int, indices: NDArray[np.uint32]) -> NDArray[np.uint64]:
+        """Hashes of the children of some nodes of a level above the leaves. Shape (n, 16)."""
+        return self.node_hashes(level + 1, children(indices).ravel()).reshape(-1, FAN_OUT)
+
+    def differing_children(
+        self, level: int, indices: NDArray[np.uint32], child_hashes: NDArray[np.uint64]
+    ) -> NDArray[np.uint32]:
+        """The children of some nodes whose hashes differ from the given ones (shape (n, 16)); ascending."""
+        unequal: NDArray[np.bool_] = self.child_hashes(level, indices) != child_hashes
+        differing: NDArray[np.uint32] = children(indices)[unequal]
+        return differing
+
+    def counts(self, level: int, indices: NDArray[np.uint32]) -> NDArray[np.int64]:
+        """How many rows lie below some nodes of a level."""
+        return self.levels[level].counts[indices]
+
+    def edges(self, token_range: TokenRange) -> list[TokenRange]:
+        """The parts of a range that cover a leaf only in part, at most two: :meth:`restricted` asks for their rows."""
+        found = []
+        for leaf in sorted(set(covering(token_range, self.depth))):
+            whole = node_range(self.depth, leaf)
+            part = whole.intersection(token_range)
+            if part is not None and part != whole:
+                found.append(part)
+        return found
+
+    def restricted(self, token_range: TokenRange, edge_rows: RowDigests) -> HashTree:
+        """The tree of the rows of a range only. A range need not be aligned to leaves.
+
+        ``edge_rows`` are all rows in :meth:`edges` of the range: leaves that the range covers only in part are made
+        anew from them. The full range gives the tree itself.
+        """
+        if token_range.is_full:
+            return self
+        tree = self.copy()
+        for level, at in enumerate(tree.levels):
+            first, last = covering(token_range, level)
+            at.clear(slice(0, first))
+            at.clear(slice(last + 1, None))
+        partial = sorted({covering(part, self.depth)[0] for part in self.edges(token_range)})
+        for leaf in partial:
+            tree.levels[self.depth].clear(slice(leaf, leaf + 1))
+        edge_tree = HashTree(self.depth)
+        edge_tree.fold(edge_rows.tokens, edge_rows.digests, np.ones(len(edge_rows), np.int64))
+        mine, theirs = tree.levels[self.depth], edge_tree.levels[self.depth]
+        for leaf in partial:
+            mine.high[leaf], mine.low[leaf], mine.counts[leaf] = (
+                theirs.high[leaf],
+                theirs.low[leaf],
+                theirs.counts[leaf],
+            )
+        _recompute_above(tree.levels, covering(token_range, self.depth))
+        return tree
+
+    def same_as(self, other: HashTree) -> bool:
+        """Whether every node that both trees have is the same, not only the roots."""
+        return all(
+            bool((mine.high == theirs.high).all() and (mine.low == theirs.low).all())
+            and bool((mine.counts == theirs.counts).all())
+            for mine, theirs in zip(self.levels, other.levels, strict=False)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the levels take."""
+        return sum(at.high.nbytes + at.low.nbytes + at.counts.nbytes for at in self.levels)
+
+
+def _recompute_above(levels: list[Level], leaves: tuple[int, int]) -> None:
+    """Compute the ancestors of two leaves from their children; all other nodes are right already."""
+    depth = len(levels) - 1
+    for level in range(depth - 1, -1, -1):
+        below, at = levels[level + 1], levels[level]
+        for node in {leaf >> (4 * (depth - level)) for leaf in leaves}:
+            span = slice(node * FAN_OUT, (node + 1) * FAN_OUT)
+            at.high[node] = np.bitwise_xor.reduce(below.high[span])
+            at.low[node] = np.bitwise_xor.reduce(below.low[span])
+            at.counts[node] = below.counts[span].sum()
+
+
+def children(indices: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """The children of some nodes, one level below. Shape (n, 16)."""
+    return (indices.astype(np.uint32)[:, None] << np.uint32(4)) | np.arange(FAN_OUT, dtype=np.uint32)[None, :]
+
+
+def differing_leaves(one: HashTree, other: HashTree) -> tuple[int, NDArray[np.uint32]]:
+    """The level of the shallower tree's leaves, and those of its nodes that differ: the descent without a wire."""
+    level_last = min(one.depth, other.depth)
+    indices = np.zeros(1 if one.root != other.root else 0, np.uint32)
+    for level in range(level_last):
+        indices = one.differing_children(level, indices, other.child_hashes(level, indices))
+    return level_last, indices
+
+
+class MaintainedTree:
+    """A tree and the log of changes that it has not yet taken in. Not thread-safe: the store holds its write lock."""
+
+    def __init__(self, tree: HashTree) -> None:
+        self._tree = tree
+        self._tokens: list[int] = []
+        self._digests: list[bytes] = []
+        self._counts: list[int] = []
+
+    @property
+    def depth(self) -> int:
+        """Levels below the root."""
+        return self._tree.depth
+
+    @property
+    def pending_count(self) -> int:
+        """Changes that wait to be folded in."""
+        return len(self._tokens)
+
+    def record(self, tokens: list[int], digests: list[bytes], counts: list[int]) -> None:
+        """Append changes that are durable; folds them in when many wait."""
+        self._tokens += tokens
+        self._digests += digests
+        self._counts += counts
+        if len(self._tokens) >= PENDING_CHANGES_MAX:
+            self.folded()
+
+    def folded(self) -> HashTree:
+        """The tree with every change taken in; valid until the next change, copy it to keep it."""
+        if self._tokens:
+            self._tree.fold(
+                np.array(self._tokens, np.uint64),
+                hashing.digest_columns(b"".join(self._digests)),
+                np.array(self._counts, np.int64),
+            )
+            self._tokens, self._digests, self._counts = [], [], []
+        return self._tree
+
+    def outgrown(self, row_count: int) -> bool:
+        """Whether so many rows deserve a deeper tree. Building one takes the rows, so the store does it."""
+        return self.depth < TREE_DEPTH_MAX and row_count > _ROWS_PER_LEAF_MAX * FAN_OUT**self.depth
