@@ -1,0 +1,181 @@
+"""One connection to a node, and the one place where its errors become lines for people and exit statuses.
+
+Imported only when a command runs (``nodetool.options.connect``): gRPC takes longer to import than a help page to read.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Final, NoReturn, Protocol, Self, TypeVar
+
+import grpc
+
+from antientropy.v1 import admin_pb2 as repair_pb2
+from antientropy.v1.admin_pb2_grpc import RepairAdminServiceStub
+from gossiper.v1 import admin_pb2 as gossip_pb2
+from gossiper.v1.admin_pb2_grpc import GossipAdminServiceStub
+from nodetool.errors import ExitStatus, NodetoolError, NotOfferedError, UnreachableError
+from nodetool.options import Options
+from nodetool.render import one_line
+
+#: A view of 100,000 endpoints with ten short values each is about 40 MB; gRPC's own limit is 4 MiB.
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+_NAMES: Final[dict[type[Exception], str]] = {
+    ConnectionRefusedError: "ConnectionRefused",
+    TimeoutError: "Timeout",
+    socket.gaierror: "UnknownHost",
+}
+
+_Request_contra = TypeVar("_Request_contra", contravariant=True)
+_Answer_co = TypeVar("_Answer_co", covariant=True)
+_Request = TypeVar("_Request")
+_Answer = TypeVar("_Answer")
+
+
+class _Method(Protocol[_Request_contra, _Answer_co]):
+    def __call__(self, request: _Request_contra, /, *, timeout: float | None = None) -> _Answer_co: ...
+
+
+class UpdateStream(Protocol):
+    """A repair under way: its updates, and the way to end it."""
+
+    def __iter__(self) -> Iterator[repair_pb2.RepairUpdate]:
+        """Updates as they arrive; raises ``grpc.RpcError`` when the call fails."""
+        ...
+
+    def cancel(self) -> bool:
+        """End the repair."""
+        ...
+
+
+class Node:
+    """A node's administration listener; every call has the deadline of ``--timeout``.
+
+    Raises:
+        UnreachableError: on entry, when nothing listens there; from a call, when the node is not ready or silent.
+        NotOfferedError: from a call, when the node does not have that service.
+        NodetoolError: from a call, when the node reports a failure.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.address = options.address
+        self.timeout_seconds = options.timeout_seconds
+        self._host = options.host
+        self._port = options.port
+        # The C core would write lines of its own to standard error, beside ours.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        self._channel = grpc.insecure_channel(
+            self.address,
+            options=[("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", ANSWER_BYTES_MAX)],
+        )
+        self._gossip = GossipAdminServiceStub(self._channel)
+        self._repair = RepairAdminServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        try:
+            self._probe()
+        except UnreachableError:
+            self._channel.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    def _probe(self) -> None:
+        """Connect once without gRPC, which would say only that it is unavailable, not why."""
+        try:
+            socket.create_connection((self._host, self._port), timeout=self.timeout_seconds).close()
+        except (OSError, UnicodeError) as error:
+            name = _NAMES.get(type(error), type(error).__name__.removesuffix("Error"))
+            reason = getattr(error, "strerror", None) or str(error)
+            if isinstance(error, TimeoutError):
+                reason = f"no answer within {self.timeout_seconds:g} s"
+            raise UnreachableError(f"Failed to connect to '{self.address}' - {name}: '{one_line(reason)}'.") from None
+
+    def _call(self, method: _Method[_Request, _Answer], request: _Request, service: str) -> _Answer:
+        try:
+            return method(request, timeout=self.timeout_seconds)
+        except grpc.RpcError as error:
+            self.raise_for(error, service)
+
+    def cluster_view(self) -> gossip_pb2.GetClusterViewResponse:
+        """Everything the node believes of the cluster."""
+        return self._call(self._gossip.GetClusterView, gossip_pb2.GetClusterViewRequest(), "gossip")
+
+    def failure_detector(self) -> gossip_pb2.GetFailureDetectorResponse:
+        """Phi of every endpoint but the node's own."""
+        return self._call(self._gossip.GetFailureDetector, gossip_pb2.GetFailureDetectorRequest(), "gossip")
+
+    def node_info(self) -> gossip_pb2.GetNodeInfoResponse:
+        """What the node says about itself."""
+        return self._call(self._gossip.GetNodeInfo, gossip_pb2.GetNodeInfoRequest(), "gossip")
+
+    def replica(self, keyspace: str = "") -> repair_pb2.DescribeReplicaResponse:
+        """What the node's replica of a keyspace holds; "": the only keyspace there is."""
+        return self._call(self._repair.DescribeReplica, repair_pb2.DescribeReplicaRequest(keyspace=keyspace), "repair")
+
+    def replica_if_any(self) -> tuple[repair_pb2.DescribeReplicaResponse | None, str]:
+        """As :meth:`replica`, but (None, reason) where there is none, for commands that can do without."""
+        try:
+            return self.replica(), ""
+        except NodetoolError as error:
+            return None, error.message
+
+    def start_repair(
+        self, *, keyspace: str, first_token: int, last_token: int, peers: Sequence[str], timeout_seconds: float
+    ) -> UpdateStream:
+        """Begin a repair that this node coordinates; it ends with the stream, or when the stream is cancelled."""
+        request = repair_pb2.RepairRequest(
+            keyspace=keyspace, first_token=first_token, last_token=last_token, peers=peers
+        )
+        return self._repair.Repair(request, timeout=timeout_seconds)
+
+    def is_answering(self) -> bool:
+        """Whether the node answers anything at all within the timeout; a refusal is an answer."""
+        try:
+            self.node_info()
+        except UnreachableError:
+            return False
+        except NodetoolError:
+            return True
+        return True
+
+    def raise_for_repair(self, error: Exception) -> NoReturn:
+        """Translate what ended a stream of updates; what is no failure of the call is raised as it is.
+
+        Raises:
+            NodetoolError: the call failed.
+        """
+        if not isinstance(error, grpc.RpcError):
+            raise error
+        if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise NodetoolError("the repair did not end within --session-timeout and was cancelled") from None
+        self.raise_for(error, "repair")
+
+    def raise_for(self, error: grpc.RpcError, service: str) -> NoReturn:
+        """Translate a failed call.
+
+        Raises:
+            NodetoolError: always.
+        """
+        code, details = grpc.StatusCode.UNKNOWN, "no reason given"
+        if isinstance(error, grpc.Call):
+            code, details = error.code(), one_line(error.details() or details)
+        node = self.address
+        if code is grpc.StatusCode.UNIMPLEMENTED:
+            raise NotOfferedError(f"the node at {node} does not offer {service}") from None
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise UnreachableError(f"no answer from {node} within {self.timeout_seconds:g} s (see --timeout)") from None
+        if code is grpc.StatusCode.UNAVAILABLE and "failed to connect to all addresses" in details:
+            raise UnreachableError(f"Failed to connect to '{node}' - Unavailable: '{details}'.") from None
+        if code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION}:
+            raise UnreachableError(f"the node at {node} is not ready: {details}") from None
+        if code is grpc.StatusCode.INVALID_ARGUMENT:
+            raise NodetoolError(f"refused by {node}: {details}", ExitStatus.USAGE) from None
+        raise NodetoolError(f"{node} answered {code.name}: {details}") from None
