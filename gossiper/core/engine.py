@@ -460,11 +460,11 @@ class GossipEngine:
         version = self._next_version()
         if version is None:
             raise AssertionError("a new tick has free counters")
-        before = int(self.state.table.states_version[self.state.local_row])
         live = [self.state.table.endpoint(int(row)) for row in self.state.live_rows()]
         self.state.publish({ApplicationState.STATUS: f"{Status.SHUTDOWN},true"}, version)
         self.stopped = True
-        last_words = GossipDigestAck2(self._sender(), (endpoint_state(self.state, self.state.local_row, before),))
+        # The whole state: nobody can ask this node for what a delta would leave out.
+        last_words = GossipDigestAck2(self._sender(), (endpoint_state(self.state, self.state.local_row, 0),))
         if len(live) > ANNOUNCE_PEERS_MAX:
             live = self._rng.sample(live, ANNOUNCE_PEERS_MAX)
         return [*effects, *(Send(peer, last_words) for peer in live)]

@@ -266,11 +266,10 @@ class ClusterState:
             self.table.echo_generation[row] = 0
 
     def echo_answered(self, row: int, generation: int, heartbeat: int, now: Now) -> None:
-        """The endpoint itself answered in ``generation``; void unless that is the one asked for and still current."""
+        """The endpoint itself answered in ``generation``; void unless that is the current one and goes on."""
         table = self.table
-        asked = int(table.echo_generation[row])
         table.echo_generation[row] = 0
-        if generation != asked or generation != int(table.generation[row]) or table.stopped[row]:
+        if generation != int(table.generation[row]) or table.stopped[row]:
             return
         if heartbeat > int(table.heartbeat[row]) and heartbeat <= int(self.heartbeat_limits(_one(row), now)[0]):
             self._alive_signs(_one(row), np.array([heartbeat], dtype=np.int64), now, row)
