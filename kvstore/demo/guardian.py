@@ -1,9 +1,9 @@
 """Cleans up after a demonstration that was killed before it could do so itself.
 
 Run as a script of its own, with the standard library only: it leads the process group that all processes of the
-demonstration join, and reads its standard input. ``done`` means that nothing is left to do. If the input ends without
-it, the demonstration is dead (SIGKILL, for one, can be handled by nobody): the group is killed and the directory named
-by the only argument is removed.
+demonstration join, and reads its standard input, on which nothing ever comes. When that ends, the demonstration is dead
+(SIGKILL, for one, can be handled by nobody): the group is killed and the directory named by the only argument is
+removed. A demonstration that ends by itself cleans up and kills the guardian with its group.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     directory = sys.argv[1]
-    if sys.stdin.read() == "done\n":
-        return 0
+    sys.stdin.read()
     group = os.getpgid(0)
     if os.fork() == 0:
         # The leader is killed with its group; this one leaves the group to survive the shot.
