@@ -1,0 +1,196 @@
+"""One frozen configuration of a node; seconds and bytes are plain numbers with the unit in the name.
+
+The same names are the keys of the TOML file and, with dashes, the options of ``kvstore serve``. Options win.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gossiper.config import DATACENTER_DEFAULT, RACK_DEFAULT, GossipConfig
+from gossiper.core.endpoints import canonical_endpoint, parse_endpoint
+from gossiper.errors import ConfigError
+from gossiper.settings import build, load_settings
+from kvstore.limits import (
+    CLOCK_DRIFT_SECONDS_MAX,
+    MAP_BYTES_DEFAULT,
+    MAP_BYTES_MAX,
+    MAP_BYTES_MIN,
+    REPLICATION_FACTOR_MAX,
+)
+
+#: The ports that operators of Cassandra know.
+PEERS_PORT: Final = 7000
+CLIENTS_PORT: Final = 9042
+ADMIN_PORT: Final = 7199
+
+#: What GossipConfig calls differently.
+_GOSSIP_KEYS: Final = {"listen": "listen_peers"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvStoreConfig:
+    """Settings of one node. Only ``data_dir`` has no default.
+
+    Raises:
+        ConfigError: lists everything that is wrong, when the object is made.
+    """
+
+    data_dir: Path
+    """Where rows, generation and host id are kept; made if it is not there. One node per directory."""
+    cluster_name: str = "kvstore"
+    """Nodes of another cluster are refused."""
+    listen_peers: str = f"127.0.0.1:{PEERS_PORT}"
+    """``host:port`` for other nodes: gossip, replication, repair. Port 0 takes a free one, here and below."""
+    listen_clients: str = f"127.0.0.1:{CLIENTS_PORT}"
+    """``host:port`` for applications and the commands of ``kvstore``."""
+    listen_admin: str = f"127.0.0.1:{ADMIN_PORT}"
+    """``host:port`` for ``nodetool``. Keep it on loopback: whoever reaches it may administer the node."""
+    advertise: str | None = None
+    """``host:port`` that other nodes use; default: listen_peers. Needed when that is 0.0.0.0 or [::]."""
+    advertise_clients: str | None = None
+    """``host:port`` that applications use; default: listen_clients."""
+    seeds: tuple[str, ...] = ()
+    """Peer endpoints asked first. A node whose list is empty, or names only itself, begins a cluster."""
+    datacenter: str = DATACENTER_DEFAULT
+    rack: str = RACK_DEFAULT
+    replication_factor: int = 3
+    """How many nodes the cluster is meant to have, as every node holds every row. A majority of it (or of the nodes
+    known, if there are more) must acknowledge a write; 1 for a node on its own."""
+    write_timeout_seconds: float = 2.0
+    """How long a majority may take to acknowledge a write."""
+    read_timeout_seconds: float = 5.0
+    """How long a majority may take to answer a read."""
+    clock_drift_seconds_max: float = CLOCK_DRIFT_SECONDS_MAX
+    """Rows whose version is further ahead of the clock here are refused."""
+    map_bytes_max: int = MAP_BYTES_DEFAULT
+    """The most room that rows may take on disk."""
+    interval_seconds: float = 1.0
+    """Length of a gossip round. Detection takes about 18 intervals at the default threshold."""
+    phi_threshold: float = 8.0
+    """A node is convicted above it."""
+    shutdown_grace_seconds: float = 2.0
+    """How long a clean stop waits for calls under way and for peers to take the announcement."""
+
+    def __post_init__(self) -> None:
+        """Check everything at once."""
+        faults = self._faults()
+        if faults:
+            raise ConfigError(faults)
+
+    def _faults(self) -> list[str]:
+        faults: list[str] = []
+        try:
+            self.gossip_config()
+        except ConfigError as error:
+            faults += [_renamed(fault) for fault in error.faults]
+        faults += _listener_faults("listen_clients", self.listen_clients)
+        faults += _listener_faults("listen_admin", self.listen_admin)
+        if self.advertise_clients is not None:
+            faults += _listener_faults("advertise_clients", self.advertise_clients)
+        elif not _listener_faults("", self.listen_clients) and parse_endpoint(self.listen_clients)[0] in {
+            "0.0.0.0",
+            "::",
+        }:
+            faults.append(
+                f"advertise_clients: needed because listen_clients ({self.listen_clients}) names no address that "
+                "applications can use"
+            )
+        faults += self._port_faults()
+        if not 1 <= self.replication_factor <= REPLICATION_FACTOR_MAX:
+            faults.append(f"replication_factor: must be 1 to {REPLICATION_FACTOR_MAX}, is {self.replication_factor}")
+        for key in ("write_timeout_seconds", "read_timeout_seconds", "clock_drift_seconds_max"):
+            seconds: float = getattr(self, key)
+            if not 0 < seconds <= 3600:
+                faults.append(f"{key}: must be above 0 and at most 3600, is {seconds}")
+        if not MAP_BYTES_MIN <= self.map_bytes_max <= MAP_BYTES_MAX:
+            faults.append(f"map_bytes_max: must be {MAP_BYTES_MIN} to {MAP_BYTES_MAX}, is {self.map_bytes_max}")
+        return faults
+
+    def _port_faults(self) -> list[str]:
+        """Two listeners on one address: the second could never bind."""
+        taken: dict[str, str] = {}
+        faults = []
+        for key in ("listen_peers", "listen_clients", "listen_admin"):
+            text: str = getattr(self, key)
+            try:
+                endpoint = canonical_endpoint(text)
+            except ValueError:
+                continue
+            if endpoint in taken and parse_endpoint(endpoint)[1] != 0:
+                faults.append(f"{key}: is the same as {taken[endpoint]}; each listener needs a port of its own")
+            taken.setdefault(endpoint, key)
+        return faults
+
+    def gossip_config(self, *, states: tuple[tuple[str, str], ...] = ()) -> GossipConfig:
+        """The part that concerns the gossiper, with values to publish at its start.
+
+        Raises:
+            ConfigError: with the gossiper's own names.
+        """
+        return GossipConfig(
+            cluster_name=self.cluster_name,
+            listen=self.listen_peers,
+            advertise=self.advertise,
+            seeds=self.seeds,
+            data_dir=self.data_dir / "gossip",
+            datacenter=self.datacenter,
+            rack=self.rack,
+            interval_seconds=self.interval_seconds,
+            phi_threshold=self.phi_threshold,
+            shutdown_grace_seconds=self.shutdown_grace_seconds,
+            states=states,
+        )
+
+    @property
+    def rows_dir(self) -> Path:
+        """Where the rows are."""
+        return self.data_dir / "rows"
+
+    @property
+    def warnings(self) -> list[str]:
+        """What works and is probably not meant."""
+        warnings = []
+        if not is_loopback(self.listen_admin):
+            warnings.append(
+                f"listen_admin is {self.listen_admin}: whoever reaches it may administer this node without a password; "
+                "127.0.0.1 is safer"
+            )
+        return warnings
+
+
+def load_config(path: Path | None, options: Mapping[str, object]) -> KvStoreConfig:
+    """The configuration from a TOML file (or none) and options that were given on the command line, which win.
+
+    Raises:
+        ConfigError: all faults of both at once; each names its source, the key and what is allowed.
+    """
+    if path is not None:
+        return load_settings(path, KvStoreConfig, overrides=options)
+    return build(KvStoreConfig, options, source="command line")
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Whether only this machine can reach an endpoint."""
+    host, _port = parse_endpoint(endpoint)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _renamed(fault: str) -> str:
+    key, colon, text = fault.partition(":")
+    return f"{_GOSSIP_KEYS.get(key, key)}{colon}{text}"
+
+
+def _listener_faults(key: str, text: str) -> list[str]:
+    try:
+        parse_endpoint(text)
+    except ValueError as error:
+        return [f"{key}: {error}"]
+    return []

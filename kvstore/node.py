@@ -1,0 +1,323 @@
+"""One node: store, gossiper, replication, repair and three listeners, started and stopped in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Self
+
+import grpc
+
+from antientropy.admin import RepairAdmin
+from antientropy.core.hashing import token_of
+from antientropy.errors import AntiEntropyError, StoreInUseError
+from antientropy.service import RepairService
+from antientropy.store import Row
+from antientropy.stores.lmdb import LmdbRowStore
+from gossiper import EndpointAlive, EndpointRestarted, Gossiper, GossipError, NotRunningError
+from gossiper.admin import GossipAdmin
+from gossiper.core.application_states import ApplicationState
+from gossiper.core.endpoints import canonical_endpoint, format_endpoint, parse_endpoint
+from kvstore.config import KvStoreConfig
+from kvstore.errors import StartError
+from kvstore.hlc import HybridLogicalClock
+from kvstore.limits import ADMIN_RPCS_MAX, CLIENT_RPCS_MAX, LOAD_FIRST_SECONDS, LOAD_INTERVAL_SECONDS
+from kvstore.membership import SCHEMA_VERSION, ClusterMembership
+from kvstore.peers import KEYSPACE, LocalReplica, ReplicaCalls, ReplicaService
+from kvstore.replication import Coordinator
+from kvstore.service import KeyValueService, describe
+from kvstore.v1 import kvstore_pb2 as pb
+from kvstore.wire import SERVER_OPTIONS
+from kvstore.writer import GroupCommitWriter
+
+_log = logging.getLogger(__name__)
+
+#: Beyond the grace: a call that does not end when it is cancelled.
+_STOP_SECONDS_MAX: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAddresses:
+    """Where a running node listens; ports are the real ones."""
+
+    peers: str
+    clients: str
+    admin: str
+
+    def as_dict(self) -> dict[str, str]:
+        """By name."""
+        return asdict(self)
+
+
+class ClockedStore:
+    """The row store as repair sees it: what repair brings moves the clock on, so that later writes win over it."""
+
+    def __init__(self, store: LmdbRowStore, clock: HybridLogicalClock) -> None:
+        self._store = store
+        self._clock = clock
+
+    def apply(self, rows: Iterable[Row]) -> int:
+        """See :meth:`antientropy.store.RowStore.apply`. Called from worker threads.
+
+        A version too far ahead is stored all the same, as another replica has acknowledged it, but the clock does not
+        follow it.
+        """
+        rows = list(rows)
+        if rows and not self._clock.observe(max(row.version for row in rows)):
+            _log.warning("repair brought a row whose version is far ahead of the clock here; are clocks synchronised?")
+        return self._store.apply(rows)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the store's own."""
+        return getattr(self._store, name)
+
+
+class KvStoreNode:
+    """A node of a cluster. Use it as ``async with KvStoreNode(config) as node:``. Not reusable.
+
+    Args:
+        config: Its settings.
+        wall: Seconds since the epoch; dates writes.
+    """
+
+    def __init__(self, config: KvStoreConfig, *, wall: Callable[[], float] = time.time) -> None:
+        self.config = config
+        self._wall = wall
+        self._gossiper: Gossiper | None = None
+        self._store: LmdbRowStore | None = None
+        self._service: KeyValueService | None = None
+        self._addresses: NodeAddresses | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._stack = AsyncExitStack()
+        self._membership = ClusterMembership(lambda: self.gossiper, config.replication_factor)
+
+    @property
+    def gossiper(self) -> Gossiper:
+        """The running gossiper.
+
+        Raises:
+            NotRunningError: the node has not started.
+        """
+        if self._gossiper is None:
+            raise NotRunningError("the node has not started")
+        return self._gossiper
+
+    @property
+    def addresses(self) -> NodeAddresses:
+        """Where it listens.
+
+        Raises:
+            NotRunningError: the node has not started.
+        """
+        if self._addresses is None:
+            raise NotRunningError("the node has not started")
+        return self._addresses
+
+    async def __aenter__(self) -> Self:
+        """Start."""
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        """Stop."""
+        await self.stop()
+
+    async def start(self) -> None:
+        """Open the store, join the cluster, serve clients, and say so.
+
+        Raises:
+            StartError: a port in use; a data directory that is full, read-only, damaged or used by another process.
+        """
+        for warning in self.config.warnings:
+            _log.warning("%s", warning)
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _start(self) -> None:
+        # What is entered first is left last: the store outlives everything that uses it.
+        store = await self._open_store()
+        clock = HybridLogicalClock(
+            self._wall, drift_seconds_max=self.config.clock_drift_seconds_max, start_version=store.version_max
+        )
+        writer = await self._stack.enter_async_context(GroupCommitWriter(store))
+        replica = LocalReplica(store, writer, clock)
+        self._stack.callback(replica.close)
+        repair = RepairService({KEYSPACE: ClockedStore(store, clock)}, self._membership)
+        self._stack.push_async_callback(repair.stop)
+        replica_service = ReplicaService(cluster_name=self.config.cluster_name, replica=replica)
+        gossiper = await self._start_gossiper([replica_service.register, repair.register])
+        await repair.start()
+        calls = ReplicaCalls(cluster_name=self.config.cluster_name, local_endpoint=gossiper.endpoint, local=replica)
+        self._stack.push_async_callback(calls.close)
+        coordinator = Coordinator(
+            local_endpoint=gossiper.endpoint,
+            placement=self._membership.placement,
+            replicas=calls,
+            clock=clock,
+            write_timeout_seconds=self.config.write_timeout_seconds,
+            read_timeout_seconds=self.config.read_timeout_seconds,
+        )
+        self._stack.push_async_callback(coordinator.close)
+        self._service = KeyValueService(coordinator, self._describe)
+        clients = await self._serve("client", self.config.listen_clients, CLIENT_RPCS_MAX, [self._service.register])
+        admin_services = [GossipAdmin(gossiper).register, RepairAdmin(repair).register]
+        admin = await self._serve("admin", self.config.listen_admin, ADMIN_RPCS_MAX, admin_services)
+        self._addresses = NodeAddresses(peers=gossiper.endpoint, clients=clients, admin=admin)
+        await self._announce(gossiper, store, calls)
+
+    async def _announce(self, gossiper: Gossiper, store: LmdbRowStore, calls: ReplicaCalls) -> None:
+        await gossiper.publish(
+            {
+                ApplicationState.NATIVE_ADDRESS_AND_PORT: self._advertised_clients(),
+                # One token of its own per node, for the sake of tools: here every node holds every row.
+                ApplicationState.TOKENS: str(token_of(gossiper.host_id.encode())),
+                ApplicationState.RPC_READY: "true",
+            }
+        )
+        self._following = asyncio.create_task(self._follow(gossiper, calls), name="kvstore-events")
+        publishing = asyncio.create_task(self._publish_load(gossiper, store), name="kvstore-load")
+        self._stack.push_async_callback(_cancel_all, [self._following, publishing])
+        _log.info(
+            "ready: peers %s, clients %s, admin %s, %d rows",
+            self.addresses.peers,
+            self.addresses.clients,
+            self.addresses.admin,
+            store.row_count,
+        )
+
+    async def stop(self) -> None:
+        """Tell clients and peers, finish what is under way, close everything. Idempotent."""
+        if self._service is not None:
+            self._service.stop()
+        if self._gossiper is not None and self._addresses is not None:
+            try:
+                async with asyncio.timeout(self.config.shutdown_grace_seconds):
+                    await self._gossiper.publish({ApplicationState.RPC_READY: "false"})
+            except (GossipError, TimeoutError) as error:
+                _log.warning("RPC_READY=false was not published: %s", error)
+            # The peer listener goes first: from now on the others know, and send no more rows here.
+            await self._gossiper.stop()
+        await self._stack.aclose()
+
+    async def wait_ended(self) -> None:
+        """Return when the gossiper has ended by itself; a node without one is of no use.
+
+        Raises:
+            GossipError: why it ended, for example because another node uses the same address.
+        """
+        if self._following is None:
+            raise NotRunningError("the node has not started")
+        # Its events end with the gossiper.
+        await asyncio.wait([self._following])
+        await self.gossiper.stop()
+
+    async def _open_store(self) -> LmdbRowStore:
+        config = self.config
+        try:
+            store = await asyncio.to_thread(LmdbRowStore, config.rows_dir, map_bytes_max=config.map_bytes_max)
+        except StoreInUseError:
+            raise StartError(f"{config.data_dir} is used by another node; give each node its own --data-dir") from None
+        except (AntiEntropyError, OSError) as error:
+            raise StartError(f"the data directory {config.data_dir} cannot be used: {error}") from None
+        self._store = store
+        self._stack.callback(store.close)
+        return store
+
+    async def _start_gossiper(self, services: list[Callable[[grpc.aio.Server], None]]) -> Gossiper:
+        states = (
+            (ApplicationState.SCHEMA.value, SCHEMA_VERSION),
+            (ApplicationState.RPC_READY.value, "false"),
+        )
+        gossiper = Gossiper(self.config.gossip_config(states=states), services=services)
+        try:
+            await gossiper.start()
+        except GossipError as error:
+            raise StartError(str(error)) from None
+        self._stack.push_async_callback(gossiper.stop)
+        self._gossiper = gossiper
+        return gossiper
+
+    async def _serve(
+        self, name: str, listen: str, rpcs_max: int, services: list[Callable[[grpc.aio.Server], None]]
+    ) -> str:
+        """Start a listener; returns its address with the real port."""
+        server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=rpcs_max)
+        for register in services:
+            register(server)
+        address = canonical_endpoint(listen)
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise StartError(
+                f"cannot listen for {name} connections on {address}: the port is in use or the address is not of this "
+                f"machine; choose another with --listen-{'clients' if name == 'client' else name}"
+            )
+        await server.start()
+        self._stack.push_async_callback(server.stop, self.config.shutdown_grace_seconds)
+        return format_endpoint(parse_endpoint(address)[0], port)
+
+    def _advertised_clients(self) -> str:
+        if self.config.advertise_clients is None:
+            return self.addresses.clients
+        host, port = parse_endpoint(self.config.advertise_clients)
+        return format_endpoint(host, port or parse_endpoint(self.addresses.clients)[1])
+
+    async def _publish_load(self, gossiper: Gossiper, store: LmdbRowStore) -> None:
+        wait_seconds = LOAD_FIRST_SECONDS
+        while True:
+            await asyncio.sleep(wait_seconds)
+            with suppress(NotRunningError):
+                await gossiper.publish({ApplicationState.LOAD: str(float(store.stored_bytes))})
+            wait_seconds = LOAD_INTERVAL_SECONDS
+
+    async def _follow(self, gossiper: Gossiper, calls: ReplicaCalls) -> None:
+        async for event in gossiper.events():
+            if isinstance(event, EndpointAlive | EndpointRestarted):
+                calls.reconnect(event.endpoint)
+
+    def _describe(self) -> pb.DescribeNodeResponse:
+        store = self._store
+        if store is None:
+            raise NotRunningError("the node has not started")
+        placement = self._membership.placement()
+        return describe(
+            cluster_name=self.config.cluster_name,
+            endpoint=self.gossiper.endpoint,
+            host_id=self.gossiper.host_id,
+            generation=self.gossiper.generation,
+            replication_factor=self.config.replication_factor,
+            replicas={endpoint: placement.is_alive(endpoint) for endpoint in placement.endpoints},
+            row_count=store.row_count,
+            tombstone_count=store.tombstone_count,
+            stored_bytes=store.stored_bytes,
+        )
+
+
+async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, Exception):
+            _log.error("a background task of the node had failed: %s", result, exc_info=result)
+
+
+def process_info(node: KvStoreNode) -> dict[str, Any]:
+    """What ``serve --ready-file`` writes."""
+    return {
+        **node.addresses.as_dict(),
+        "pid": os.getpid(),
+        "cluster_name": node.config.cluster_name,
+        "host_id": node.gossiper.host_id,
+        "generation": node.gossiper.generation,
+        "data_dir": str(node.config.data_dir),
+    }

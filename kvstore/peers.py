@@ -1,0 +1,301 @@
+"""One replica for another: the calls between nodes, both sides, and the same for the replica of this node.
+
+Lives here: :class:`ReplicaCalls` (what the coordinator calls), :class:`LocalReplica` (this node's rows) and
+:class:`ReplicaService` (the server side on the peer listener).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import grpc
+
+from antientropy.store import Row
+from antientropy.stores.lmdb import LmdbRowStore
+from kvstore.errors import InvalidRequestError, KvStoreError, OverloadedError, StorageError, WrongClusterError
+from kvstore.hlc import HybridLogicalClock
+from kvstore.limits import (
+    LOG_INTERVAL_SECONDS,
+    MUTATIONS_PER_CALL_MAX,
+    PAGE_BYTES_MAX,
+    PAGE_EXAMINED_MAX,
+    PAGE_ROWS_MAX,
+    READ_THREADS,
+    REPLICA_BYTES_IN_FLIGHT_MAX,
+    REPLICA_CALLS_IN_FLIGHT_MAX,
+)
+from kvstore.replication import Page
+from kvstore.v1 import kvstore_pb2 as pb
+from kvstore.v1 import kvstore_pb2_grpc as pb_grpc
+from kvstore.wire import CHANNEL_OPTIONS, abort, check_keys, check_scan, error_of, rows_of, rows_to_pb
+from kvstore.writer import GroupCommitWriter, rows_bytes
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+if TYPE_CHECKING:  # generic in the stubs only
+    _Context = grpc.aio.ServicerContext[Any, Any]
+
+#: The one keyspace there is.
+KEYSPACE: Final = "kv"
+
+
+class LocalReplica:
+    """This node's rows, as a coordinator anywhere sees them.
+
+    Args:
+        store: Where the rows are.
+        writer: Commits to ``store``.
+        clock: Learns of every version that is written here, and refuses those too far ahead.
+    """
+
+    def __init__(self, store: LmdbRowStore, writer: GroupCommitWriter, clock: HybridLogicalClock) -> None:
+        self._store = store
+        self._writer = writer
+        self._clock = clock
+        self._executor = ThreadPoolExecutor(max_workers=READ_THREADS, thread_name_prefix="kvstore-read")
+
+    async def apply_rows(self, rows: Sequence[Row]) -> None:
+        """Make rows durable here.
+
+        Raises:
+            ClockDriftError: a version is too far ahead; nothing was written.
+            StorageError, OverloadedError, StoppingError: see :meth:`GroupCommitWriter.write`.
+        """
+        if rows:
+            self._clock.update(max(row.version for row in rows))
+        await self._writer.write(rows)
+
+    async def read_rows(self, keys: Sequence[bytes]) -> list[Row]:
+        """What is known of ``keys``, tombstones included.
+
+        Raises:
+            InvalidRequestError: they do not fit one answer.
+            StorageError: they cannot be read.
+        """
+        rows = await self._in_thread(lambda: [row for row in self._store.get_many(keys) if row is not None])
+        if len(rows) > 1 and rows_bytes(rows) > PAGE_BYTES_MAX * 4:
+            raise InvalidRequestError(f"{len(keys)} keys have more than {PAGE_BYTES_MAX * 4} bytes; ask for fewer")
+        return rows
+
+    async def scan_rows(self, prefix: bytes, after_key: bytes, rows_max: int) -> Page:
+        """One page of what is here, tombstones included.
+
+        Raises:
+            StorageError: the rows cannot be read.
+        """
+        return await self._in_thread(lambda: self._scan(prefix, after_key, rows_max))
+
+    def _scan(self, prefix: bytes, after_key: bytes, rows_max: int) -> Page:
+        rows: list[Row] = []
+        size_bytes = 0
+        for examined, row in enumerate(self._store.scan(after_key=after_key or None), start=1):
+            if row.key.startswith(prefix):
+                rows.append(row)
+                size_bytes += len(row.key) + len(row.value)
+            if len(rows) >= rows_max or size_bytes >= PAGE_BYTES_MAX or examined >= PAGE_EXAMINED_MAX:
+                return Page(tuple(rows), row.key)
+        return Page(tuple(rows), None)
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        except KvStoreError:
+            raise
+        except Exception as error:
+            raise StorageError(f"not read: {error}") from error
+
+    def close(self) -> None:
+        """Wait for reads under way."""
+        self._executor.shutdown()
+
+
+class ReplicaCalls:
+    """Calls to any replica: to this node's without a network, to others over one warm channel each.
+
+    Args:
+        cluster_name: Sent with each call; another cluster refuses it.
+        local_endpoint: Which endpoint is this node.
+        local: The replica of this node.
+    """
+
+    def __init__(self, *, cluster_name: str, local_endpoint: str, local: LocalReplica) -> None:
+        self._cluster_name = cluster_name
+        self._local_endpoint = local_endpoint
+        self._local = local
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._stubs: dict[str, pb_grpc.ReplicaServiceAsyncStub] = {}
+        self._calls_in_flight: Counter[str] = Counter()
+        self._bytes_in_flight: Counter[str] = Counter()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def apply_rows(self, endpoint: str, rows: Sequence[Row], timeout_seconds: float) -> None:
+        """Make rows durable on a replica; see :class:`kvstore.replication.Replicas`."""
+        if endpoint == self._local_endpoint:
+            await _within(self._local.apply_rows(rows), timeout_seconds)
+            return
+        async with self._slot(endpoint, rows_bytes(rows)):
+            request = pb.ApplyRowsRequest(cluster_name=self._cluster_name, keyspace=KEYSPACE, rows=rows_to_pb(rows))
+            await self._call(endpoint, self._stub(endpoint).ApplyRows(request, timeout=timeout_seconds))
+
+    async def read_rows(self, endpoint: str, keys: Sequence[bytes], timeout_seconds: float) -> Sequence[Row]:
+        """What a replica holds of keys; see :class:`kvstore.replication.Replicas`."""
+        if endpoint == self._local_endpoint:
+            return await _within(self._local.read_rows(keys), timeout_seconds)
+        async with self._slot(endpoint, 0):
+            request = pb.ReadRowsRequest(cluster_name=self._cluster_name, keyspace=KEYSPACE, keys=keys)
+            reply = await self._call(endpoint, self._stub(endpoint).ReadRows(request, timeout=timeout_seconds))
+        return rows_of(reply.rows)
+
+    async def scan_rows(
+        self, endpoint: str, prefix: bytes, after_key: bytes, rows_max: int, timeout_seconds: float
+    ) -> Page:
+        """One page of a replica; see :class:`kvstore.replication.Replicas`."""
+        if endpoint == self._local_endpoint:
+            return await _within(self._local.scan_rows(prefix, after_key, rows_max), timeout_seconds)
+        async with self._slot(endpoint, 0):
+            request = pb.ScanRowsRequest(
+                cluster_name=self._cluster_name,
+                keyspace=KEYSPACE,
+                prefix=prefix,
+                after_key=after_key,
+                rows_max=rows_max,
+            )
+            reply = await self._call(endpoint, self._stub(endpoint).ScanRows(request, timeout=timeout_seconds))
+        return Page(tuple(rows_of(reply.rows)), reply.next_after_key or None)
+
+    def reconnect(self, endpoint: str) -> None:
+        """Forget the channel to an endpoint, which has come back: the next call connects at once.
+
+        A channel whose connection was refused waits before it tries again, and fails calls meanwhile.
+        """
+        self._stubs.pop(endpoint, None)
+        channel = self._channels.pop(endpoint, None)
+        if channel is not None:
+            task = asyncio.ensure_future(channel.close(grace=1.0))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Close all channels."""
+        for endpoint in list(self._channels):
+            self.reconnect(endpoint)
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _stub(self, endpoint: str) -> pb_grpc.ReplicaServiceAsyncStub:
+        stub = self._stubs.get(endpoint)
+        if stub is None:
+            channel = grpc.aio.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+            self._channels[endpoint] = channel
+            stub = self._stubs[endpoint] = pb_grpc.ReplicaServiceStub(channel)
+        return stub
+
+    async def _call(self, endpoint: str, call: Awaitable[_T]) -> _T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise error_of(endpoint, error) from None
+
+    @asynccontextmanager
+    async def _slot(self, endpoint: str, size_bytes: int) -> AsyncIterator[None]:
+        """Counts a call to a replica; a replica that hangs must not gather rows in memory."""
+        if (
+            self._calls_in_flight[endpoint] >= REPLICA_CALLS_IN_FLIGHT_MAX
+            or self._bytes_in_flight[endpoint] + size_bytes > REPLICA_BYTES_IN_FLIGHT_MAX
+        ):
+            raise OverloadedError(f"{self._calls_in_flight[endpoint]} calls to it are not answered yet")
+        self._calls_in_flight[endpoint] += 1
+        self._bytes_in_flight[endpoint] += size_bytes
+        try:
+            yield
+        finally:
+            self._calls_in_flight[endpoint] -= 1
+            self._bytes_in_flight[endpoint] -= size_bytes
+
+
+async def _within(work: Awaitable[_T], timeout_seconds: float) -> _T:
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return await work
+    except TimeoutError:
+        raise StorageError(f"the disk of this node did not answer within {timeout_seconds:g} s") from None
+
+
+class ReplicaService(pb_grpc.ReplicaServiceServicer):
+    """The server side, registered on the peer listener beside gossip.
+
+    Args:
+        cluster_name: Calls that name another are refused.
+        replica: This node's rows.
+    """
+
+    def __init__(self, *, cluster_name: str, replica: LocalReplica) -> None:
+        self._cluster_name = cluster_name
+        self._replica = replica
+        self._logged_at: dict[str, float] = {}
+        self.refused: Counter[str] = Counter()
+        """Refused calls by reason."""
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Serve on ``server``."""
+        pb_grpc.add_ReplicaServiceServicer_to_server(self, server)
+
+    async def ApplyRows(self, request: pb.ApplyRowsRequest, context: _Context) -> pb.ApplyRowsResponse:  # noqa: N802 - generated name
+        """Put rows that win."""
+        try:
+            self._check_sender(request.cluster_name, request.keyspace, context)
+            if len(request.rows) > MUTATIONS_PER_CALL_MAX:
+                raise InvalidRequestError(
+                    f"at most {MUTATIONS_PER_CALL_MAX} rows per call, these are {len(request.rows)}"
+                )
+            await self._replica.apply_rows(rows_of(request.rows))
+        except KvStoreError as error:
+            await self._refuse(context, error)
+        return pb.ApplyRowsResponse()
+
+    async def ReadRows(self, request: pb.ReadRowsRequest, context: _Context) -> pb.ReadRowsResponse:  # noqa: N802 - generated name
+        """What is here of some keys."""
+        rows: Sequence[Row] = ()
+        try:
+            self._check_sender(request.cluster_name, request.keyspace, context)
+            check_keys(request.keys)
+            rows = await self._replica.read_rows(list(request.keys))
+        except KvStoreError as error:
+            await self._refuse(context, error)
+        return pb.ReadRowsResponse(rows=rows_to_pb(rows))
+
+    async def ScanRows(self, request: pb.ScanRowsRequest, context: _Context) -> pb.ScanRowsResponse:  # noqa: N802 - generated name
+        """One page."""
+        page = Page((), None)
+        try:
+            self._check_sender(request.cluster_name, request.keyspace, context)
+            check_scan(request.prefix, request.after_key)
+            rows_max = min(request.rows_max or PAGE_ROWS_MAX, PAGE_ROWS_MAX)
+            page = await self._replica.scan_rows(request.prefix, request.after_key, rows_max)
+        except KvStoreError as error:
+            await self._refuse(context, error)
+        return pb.ScanRowsResponse(rows=rows_to_pb(page.rows), next_after_key=page.next_after_key or b"")
+
+    async def _refuse(self, context: _Context, error: KvStoreError) -> None:
+        self.refused[error.reason] += 1
+        await abort(context, error)
+
+    def _check_sender(self, cluster_name: str, keyspace: str, context: _Context) -> None:
+        if cluster_name == self._cluster_name and keyspace == KEYSPACE:
+            return
+        peer = context.peer().rpartition(":")[0]
+        now = time.monotonic()
+        if now - self._logged_at.get(peer, -LOG_INTERVAL_SECONDS) >= LOG_INTERVAL_SECONDS:
+            # Bounded: whoever sends from thousands of addresses clears the memory of what was logged, no more.
+            if len(self._logged_at) >= 1_000:
+                self._logged_at.clear()
+            self._logged_at[peer] = now
+            _log.warning("refused rows from %s: cluster %r, keyspace %r", context.peer(), cluster_name, keyspace)
+        raise WrongClusterError(f"this is cluster {self._cluster_name!r}, keyspace {KEYSPACE!r}")
