@@ -41,7 +41,7 @@ class Run:
             *arguments,
         ]
         self.process = subprocess.Popen(
-            command,
+            [*command, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -78,7 +78,7 @@ class Run:
 
     def assert_nothing_left(self, *, patience_seconds: float = 0.0) -> None:
         deadline = time.monotonic() + patience_seconds
-        while (self.left_processes() or list(self.scratch.iterdir())) and time.monotonic() < deadline:
+        while (self.left_processes() or any(self.scratch.iterdir())) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert self.left_processes() == []
         assert list(self.scratch.iterdir()) == []

@@ -223,6 +223,8 @@ async def local_cluster(*, interval_seconds: float) -> AsyncIterator[LocalCluste
         yield cluster
     except DemoError as error:
         for node in cluster.nodes:
+            if node.process is not None and node.process.returncode is not None:
+                error.details.append(f"{node.name} has ended with status {node.process.returncode}")
             error.details += node.last_words()
         raise
     finally:
