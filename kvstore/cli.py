@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
+from kvstore.demo.command import demo
+
 if TYPE_CHECKING:
     from kvstore.client import KeyValue, KeyValueClient
     from kvstore.replication import Consistency
@@ -521,6 +523,9 @@ def describe(*, node: str, timeout_seconds: float, output: str) -> None:
     click.echo(f"Stored bytes:       {description.stored_bytes}")
     for replica in description.replicas:
         click.echo(f"Replica:            {replica.endpoint} {'up' if replica.alive else 'DOWN'}")
+
+
+main.add_command(demo)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,15 @@ from kvstore.demo.data import ROWS_MIN
 
 @click.command(
     epilog="""\
+\b
 Examples:
   kvstore demo
   kvstore demo --rows 5000 --interval-seconds 0.1      quickly
   kvstore demo --svg docs/demo.svg                     with a picture of its output
 
-Exit status: 0 all replicas identical; 1 something does not hold; 2 usage; 130 interrupted. No process and no file is
-left behind in any case."""
+\b
+Exit status: 0 all replicas identical; 1 something does not hold; 2 usage; 130 interrupted.
+No process and no file is left behind in any case."""
 )
 @click.option(
     "--interval-seconds",
