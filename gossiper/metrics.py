@@ -6,6 +6,7 @@ Names follow Prometheus: ``gossiper_<what>_<unit>_total`` for counters, labels i
   taken from the network; kind is syn, ack, ack2, ack2_reply, echo_request or echo_reply, direction received or sent.
 * ``gossiper_refused_total{reason}``: messages of peers that broke the protocol (``PeerProtocolError.reason``).
 * ``gossiper_send_failures_total{reason}``: sends without an answer (``TransportError.reason``).
+* ``gossiper_internal_errors_total``: defects that were met while a message or a round was handled.
 * ``gossiper_rounds_total``, ``gossiper_channels``: rounds begun, channels open.
 
 Not thread-safe: one node lives on one event loop.

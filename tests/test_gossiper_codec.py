@@ -333,7 +333,7 @@ def values(*items: tuple[str, VersionedValue]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "reason", "detail"),
     [
-        ({"generation": 0}, "invalid_generation", "has no generation"),
+        ({"generation": 0}, "invalid_generation", "generation of 10.0.0.2:7000 is 0, must be 1 to"),
         ({"generation": limits.INTEGER_MAX}, "invalid_generation", "generation of"),
         ({"heartbeat": limits.INTEGER_MAX}, "invalid_heartbeat", "heartbeat of"),
         ({"interval_ms": 0}, "invalid_field", "interval_ms of 10.0.0.2:7000 is 0, must be 10 to 3600000"),
@@ -344,12 +344,20 @@ def values(*items: tuple[str, VersionedValue]) -> dict[str, Any]:
         (
             {"heartbeat": limits.INTEGER_MAX - 1, "states_version": limits.INTEGER_MAX},
             "invalid_field",
-            "states_version of .* below",
+            "states_version .* is later",
         ),
         ({"from_version": 131}, "invalid_field", "from_version 131 of .* is beyond its states_version 130"),
         ({"reset": True}, "invalid_field", "whole state of .* begins at version 16, not at 0"),
-        (values(("x", VersionedValue(16, "1"))), "invalid_field", "version 16 of x of .* is not after 16"),
-        (values(("x", VersionedValue(160, "1"))), "invalid_field", "version of x 160"),
+        (
+            values(("x", VersionedValue(16, "1"))),
+            "invalid_field",
+            "version 16 of x of .* is not after 16 and before 160",
+        ),
+        (
+            values(("x", VersionedValue(160, "1"))),
+            "invalid_field",
+            "version 160 of x of .* is not after 16 and before 160",
+        ),
         (values(("x", VersionedValue(17, "1", deleted=True))), "invalid_field", "x of .* is deleted and has a value"),
         (values(("x", VersionedValue(17, "")), ("x", VersionedValue(18, ""))), "invalid_field", "key x of .* twice"),
         (values(("", VersionedValue(17, ""))), "invalid_field", "is not a key"),

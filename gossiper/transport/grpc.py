@@ -287,7 +287,9 @@ async def _serve(inbound: Inbound, kind: str, context: _Context) -> bytes:
     except PeerProtocolError as error:
         await _abort(context, error.reason, error.detail)
     except TransportError as error:
-        await _abort(context, error.reason, str(error))
+        if error.reason == "too_large":
+            await _abort(context, error.reason, str(error))
+        await context.abort(grpc.StatusCode.INTERNAL, str(error))
 
 
 async def _no_message(inbound: Inbound, kind: str, peer: str, context: _Context) -> NoReturn:

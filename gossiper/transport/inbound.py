@@ -73,7 +73,8 @@ class Inbound:
 
         Raises:
             PeerProtocolError: refused, and already counted and logged; the transport tells the peer.
-            TransportError: the answer is too large to be sent; also counted and logged.
+            TransportError: the answer is too large to be sent (too_large), or the handler failed (unavailable); also
+                counted and logged.
         """
         self._metrics.increment("gossiper_messages_total", kind=kind, direction="received")
         self._metrics.increment("gossiper_message_bytes_total", len(data), kind=kind, direction="received")
@@ -86,6 +87,11 @@ class Inbound:
             refusal = PeerProtocolError("not_running", str(error) or "this node is not running")
             self.refuse(kind, peer, refusal)
             raise refusal from error
+        except Exception as error:
+            # A defect of this node, not of the peer: it fails this one call and is told from a refusal.
+            self._metrics.increment("gossiper_internal_errors_total")
+            logger.exception("internal_error kind=%s peer=%s", kind, peer)
+            raise TransportError("internal error", reason="unavailable") from error
         answer = codec.encode(reply)
         if len(answer) > limits.MESSAGE_BYTES_MAX:
             self._metrics.increment("gossiper_send_failures_total", reason="too_large")

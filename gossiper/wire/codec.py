@@ -46,7 +46,7 @@ from gossiper.core.messages import (
     Sender,
     VersionedValue,
 )
-from gossiper.core.versions import COUNTER_BITS, tick_of
+from gossiper.core.versions import COUNTER_BITS
 from gossiper.errors import PeerProtocolError
 from gossiper.v1 import gossip_pb2
 
@@ -283,6 +283,10 @@ def _canonical(text: str) -> str:
     return canonical_endpoint(text)
 
 
+#: Keys are the same few in every state.
+_is_key = lru_cache(maxsize=4096)(is_key)
+
+
 def _endpoint(text: str) -> str:
     if len(text) > ENDPOINT_LENGTH_MAX:
         _refuse("invalid_field", f"endpoint {_quoted(text)} is longer than {ENDPOINT_LENGTH_MAX} characters")
@@ -302,10 +306,10 @@ def _reason_only(error: ValueError) -> str:
     return _quoted(str(error).rpartition(": ")[2])
 
 
-def _endpoints(what: str, texts: Sequence[str]) -> tuple[str, ...]:
-    if len(texts) > limits.ENDPOINTS_MAX:
-        _refuse("too_large", f"{len(texts)} {what}, the limit is {limits.ENDPOINTS_MAX}")
-    endpoints = tuple(map(_endpoint, texts))
+def _endpoints(what: str, wire: Sequence[gossip_pb2.GossipDigest | gossip_pb2.EndpointState]) -> tuple[str, ...]:
+    if len(wire) > limits.ENDPOINTS_MAX:
+        _refuse("too_large", f"{len(wire)} {what}, the limit is {limits.ENDPOINTS_MAX}")
+    endpoints = tuple([_endpoint(one.endpoint) for one in wire])
     if len(set(endpoints)) != len(endpoints):
         _refuse("invalid_field", f"an endpoint occurs twice in {what}")
     return endpoints
@@ -324,7 +328,7 @@ def _column(what: str, values: Sequence[int], endpoints: tuple[str, ...], reason
 def _digests_in(what: str, wire: Sequence[gossip_pb2.GossipDigest]) -> DigestColumns:
     if not wire:
         return DigestColumns.empty()
-    endpoints = _endpoints(what, [digest.endpoint for digest in wire])
+    endpoints = _endpoints(what, wire)
     generations = _column("generation", [digest.generation for digest in wire], endpoints, "invalid_generation")
     heartbeats = _column("heartbeat", [digest.heartbeat for digest in wire], endpoints, "invalid_heartbeat")
     versions = _column("states_version", [digest.states_version for digest in wire], endpoints, "invalid_field")
@@ -339,24 +343,28 @@ def _digests_in(what: str, wire: Sequence[gossip_pb2.GossipDigest]) -> DigestCol
 
 
 def _states_in(wire: Sequence[gossip_pb2.EndpointState]) -> tuple[EndpointState, ...]:
-    endpoints = _endpoints("states", [state.endpoint for state in wire])
+    endpoints = _endpoints("states", wire)
     return tuple(_state_in(endpoint, state) for endpoint, state in zip(endpoints, wire, strict=True))
 
 
 def _state_in(endpoint: str, wire: gossip_pb2.EndpointState) -> EndpointState:
-    generation = _number(f"generation of {endpoint}", wire.generation, "invalid_generation")
-    if generation == 0:
-        _refuse("invalid_generation", f"the state of {endpoint} has no generation")
-    heartbeat = _number(f"heartbeat of {endpoint}", wire.heartbeat, "invalid_heartbeat")
+    generation, heartbeat = wire.generation, wire.heartbeat
+    if not 1 <= generation < limits.INTEGER_MAX:
+        _refuse("invalid_generation", f"generation of {endpoint} is {generation}, must be 1 to 2**62 - 1")
+    if heartbeat >= limits.INTEGER_MAX:
+        _refuse("invalid_heartbeat", f"heartbeat of {endpoint} is {heartbeat}, must be below 2**62")
     if not limits.INTERVAL_MS_MIN <= wire.interval_ms <= limits.INTERVAL_MS_MAX:
         _refuse(
             "invalid_field",
             f"interval_ms of {endpoint} is {wire.interval_ms}, must be "
             f"{limits.INTERVAL_MS_MIN} to {limits.INTERVAL_MS_MAX}",
         )
-    states_version = _version(endpoint, "states_version", wire.states_version, heartbeat)
-    gc_version = _version(endpoint, "gc_version", wire.gc_version, heartbeat)
-    from_version = wire.from_version
+    # The first version that cannot have been published yet.
+    version_end = min((heartbeat + 1) << COUNTER_BITS, limits.INTEGER_MAX)
+    states_version, gc_version, from_version = wire.states_version, wire.gc_version, wire.from_version
+    for what, version in (("states_version", states_version), ("gc_version", gc_version)):
+        if version >= version_end:
+            _refuse("invalid_field", f"{what} {version} of {endpoint} is later than its heartbeat {heartbeat}")
     if from_version > states_version:
         _refuse(
             "invalid_field", f"from_version {from_version} of {endpoint} is beyond its states_version {states_version}"
@@ -370,41 +378,37 @@ def _state_in(endpoint: str, wire: gossip_pb2.EndpointState) -> EndpointState:
         heartbeat=heartbeat,
         from_version=from_version,
         states_version=states_version,
-        values=_values_in(endpoint, wire.values, from_version, heartbeat),
+        values=_values_in(endpoint, wire.values, from_version, version_end),
         gc_version=gc_version,
         reset=wire.reset,
     )
 
 
-def _version(endpoint: str, what: str, version: int, heartbeat: int) -> int:
-    if tick_of(version) > heartbeat:
-        _refuse("invalid_field", f"{what} {version} of {endpoint} is later than its heartbeat {heartbeat}")
-    return _number(f"{what} of {endpoint}", version)
-
-
 def _values_in(
-    endpoint: str, wire: Sequence[gossip_pb2.Value], from_version: int, heartbeat: int
+    endpoint: str, wire: Sequence[gossip_pb2.Value], from_version: int, version_end: int
 ) -> tuple[tuple[str, VersionedValue], ...]:
     if len(wire) > limits.STATES_PER_ENDPOINT_MAX:
         _refuse("too_large", f"{len(wire)} values of {endpoint}, the limit is {limits.STATES_PER_ENDPOINT_MAX}")
     values: dict[str, VersionedValue] = {}
     total_bytes = 0
     for item in wire:
-        key, value = item.key, item.value
+        key, value, version = item.key, item.value, item.version
         if len(key) > limits.KEY_BYTES_MAX:
             _refuse("too_large", f"key {_quoted(key)} of {endpoint} has more than {limits.KEY_BYTES_MAX} bytes")
-        if not is_key(key):
+        if not _is_key(key):
             _refuse("invalid_field", f"{_quoted(key)} of {endpoint} is not a key")
         if key in values:
             _refuse("invalid_field", f"key {key} of {endpoint} occurs twice")
-        value_bytes = len(value.encode())
+        value_bytes = len(value) if value.isascii() else len(value.encode())
         if value_bytes > limits.VALUE_BYTES_MAX:
             _refuse("too_large", f"{key} of {endpoint} has {value_bytes} bytes, the limit is {limits.VALUE_BYTES_MAX}")
         if item.deleted and value:
             _refuse("invalid_field", f"{key} of {endpoint} is deleted and has a value")
-        version = _version(endpoint, f"version of {key}", item.version, heartbeat)
-        if version <= from_version:
-            _refuse("invalid_field", f"version {version} of {key} of {endpoint} is not after {from_version}")
+        if not from_version < version < version_end:
+            _refuse(
+                "invalid_field",
+                f"version {version} of {key} of {endpoint} is not after {from_version} and before {version_end}",
+            )
         total_bytes += len(key) + value_bytes
         values[key] = VersionedValue(version, value, item.deleted)
     if total_bytes > limits.ENDPOINT_STATES_BYTES_MAX:
