@@ -26,7 +26,7 @@ class PairPlan:
     push_tokens: NDArray[np.uint64]
     """From the coordinator, after all its fetches, to the peer."""
     colliding_tokens: NDArray[np.uint64]
-    """Shared by several keys: fetched and pushed whole where the pair differs."""
+    """Shared by several keys: all rows there are fetched where the pair differs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +34,8 @@ class RepairPlan:
     """The plan of one pass."""
 
     pairs: list[PairPlan]
+    colliding_tokens: NDArray[np.uint64]
+    """Of any pair: all rows there are pushed to every peer, since what a fetch brings is not known before."""
     rows_differing: int
     """Tokens at which not all replicas hold the same."""
     rows_optimal: int
@@ -65,7 +67,7 @@ def plan_repair(differences: Sequence[Difference]) -> RepairPlan:
         fetch = tokens[lacks[0] & (holder == number)]
         pairs.append(PairPlan(fetch, tokens[lacks[number]], shared.astype(np.uint64)))
     optimal = sum(int(lack.sum()) for lack in lacks)
-    return RepairPlan(pairs, len(tokens) + len(colliding), optimal)
+    return RepairPlan(pairs, colliding, len(tokens) + len(colliding), optimal)
 
 
 def _union(columns: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:

@@ -117,15 +117,17 @@ class PairSession:
 
     passes_max: int = 4
     difference_rows_max: int = DIFFERENCE_ROWS_MAX
+    statistics: RepairStatistics = field(default_factory=RepairStatistics)
+    """May be shared by the sessions of one repair."""
     phase: Phase = Phase.PREPARING
     failure: str = ""
     passes: int = 0
-    statistics: RepairStatistics = field(default_factory=RepairStatistics)
     complete_to: int = TOKEN_MAX
     """The last token up to which ``found`` is complete; less than the last token when there were too many rows."""
     unsettled: bool = False
     """DONE although the roots still differed: rows were written while the last pass ran."""
 
+    _compared: bool = False
     _tree: HashTree | None = None
     _leaf_level: int = 0
     _level: int = 0
@@ -147,9 +149,11 @@ class PairSession:
 
     def roots(self, *, equal: bool) -> None:
         """The answer to AskRoots. Unequal and opened: go on with :meth:`compare`."""
-        self.statistics.pairs_compared = 1
+        if not self._compared:
+            self.statistics.pairs_compared += 1
+            self.statistics.pairs_equal += equal
+        self._compared = True
         if equal:
-            self.statistics.pairs_equal = int(self.passes == 0)
             self.phase = Phase.DONE
         elif self.passes >= self.passes_max:
             self.unsettled = True
@@ -193,11 +197,13 @@ class PairSession:
 
     @property
     def found(self) -> Difference:
-        """All differences of this pass, complete up to ``complete_to``.
+        """All differences of this pass, complete up to ``complete_to``; none if the roots were equal.
 
         Raises:
             DivergenceError: leaves differ while their rows are equal, or rows that were moved differ as before.
         """
+        if self.phase is Phase.DONE:
+            return Difference.concatenate([])
         found = Difference.concatenate(self._found)
         if self._leaves_differ and not len(found):
             raise DivergenceError(
@@ -212,9 +218,10 @@ class PairSession:
     def stream(self, plan: PairPlan, *, streamed: Difference, cut: bool) -> None:
         """Move rows by a plan; ``streamed`` is the part of ``found`` that the plan makes equal.
 
+        A session that is DONE goes on if other pairs have brought rows that its peer lacks.
         ``cut``: more was found, or is to be found, than one pass moves; such a pass is progress and does not count.
         """
-        self._expect(Phase.COMPARING)
+        self._expect(Phase.COMPARING, Phase.DONE)
         self.phase, self._tree, self._streamed = Phase.STREAMING, None, streamed
         self.passes -= int(cut)
         for tokens, counted in ((plan.fetch_tokens, True), (plan.colliding_tokens, False)):
@@ -267,9 +274,9 @@ class PairSession:
         kind = AskDigests if self._level == self._leaf_level else AskNodes
         self._requests.extend(kind(self._level, page) for page in _pages(indices, NODES_PER_REQUEST_MAX))
 
-    def _expect(self, phase: Phase) -> None:
-        if self.phase is not phase:
-            raise RuntimeError(f"the session is {self.phase.value}, not {phase.value}")
+    def _expect(self, *phases: Phase) -> None:
+        if self.phase not in phases:
+            raise RuntimeError(f"the session is {self.phase.value}, not {' or '.join(one.value for one in phases)}")
 
 
 def _pages(column: NDArray[_Unsigned], size: int) -> Iterator[NDArray[_Unsigned]]:

@@ -1,0 +1,259 @@
+"""The answering side of a repair: what a replica tells a coordinator, and rows that it takes from it.
+
+Store work runs in worker threads, never on the event loop. A session holds a snapshot; sessions are bounded in number
+and in idle time, and an equal pair leaves none behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar, TypeVarTuple
+
+import grpc
+import grpc.aio
+import numpy as np
+
+from antientropy import wire
+from antientropy.config import RepairConfig
+from antientropy.core.hashing import HASH_VERSION
+from antientropy.core.merkle import HashTree
+from antientropy.core.rows import RowDigests
+from antientropy.core.tokens import TokenRange, node_ranges
+from antientropy.errors import PeerMessageError, StoreError, StoreFullError
+from antientropy.store import RowStore, StoreSnapshot
+from antientropy.v1 import repair_pb2 as pb
+from antientropy.v1 import repair_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(slots=True, eq=False)
+class ServedSession:
+    """A snapshot that a coordinator compares itself with."""
+
+    snapshot: StoreSnapshot
+    tree: HashTree
+    token_range: TokenRange
+    used_at: float
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One call at a time is inside a snapshot."""
+
+
+class RefusedError(Exception):
+    """A call that is answered with a status."""
+
+    def __init__(self, code: grpc.StatusCode, detail: str) -> None:
+        self.code = code
+        self.detail = detail
+        super().__init__(detail)
+
+
+@asynccontextmanager
+async def answering(context: Context) -> AsyncIterator[None]:
+    """Turns what can go wrong in a call into its status: one translation for all calls."""
+    try:
+        yield
+    except RefusedError as error:
+        await _abort(context, error.code, error.detail)
+    except PeerMessageError as error:
+        await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except StoreFullError as error:
+        await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+    except StoreError as error:
+        await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+
+
+async def _abort(context: Context, code: grpc.StatusCode, detail: str) -> NoReturn:
+    logger.warning("repair call of %s refused: %s: %s", context.peer(), code.name, detail)
+    await context.abort(code, detail)
+
+
+class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
+    """Serves the stores of a node to its peers."""
+
+    def __init__(self, stores: Mapping[str, RowStore], config: RepairConfig, executor: Executor) -> None:
+        self._stores = stores
+        self._config = config
+        self._executor = executor
+        self._sessions: dict[bytes, ServedSession] = {}
+        self._opening = 0
+
+    @property
+    def session_count(self) -> int:
+        """Sessions that hold a snapshot."""
+        return len(self._sessions)
+
+    async def close_idle(self) -> None:
+        """Close sessions that nobody has used for ``session_idle_seconds``."""
+        horizon = asyncio.get_running_loop().time() - self._config.session_idle_seconds
+        idle = [name for name, one in self._sessions.items() if one.used_at <= horizon and not one.lock.locked()]
+        for name in idle:
+            logger.warning("repair session %s closed: idle for %g s", name.hex(), self._config.session_idle_seconds)
+            await self._close(name)
+
+    async def close_all(self) -> None:
+        """Close every session."""
+        for name in list(self._sessions):
+            await self._close(name)
+
+    async def CompareRoots(  # noqa: N802 - named by the protocol
+        self, request: pb.CompareRootsRequest, context: Context
+    ) -> pb.CompareRootsResponse:
+        """Compare, and open a session if the roots differ and one is wanted."""
+        async with answering(context):
+            return await self._compare_roots(request)
+        raise AssertionError("unreachable: aborted")
+
+    async def CompareNodes(  # noqa: N802 - named by the protocol
+        self, request: pb.CompareNodesRequest, context: Context
+    ) -> pb.CompareNodesResponse:
+        """Hashes of the children of some nodes."""
+        async with answering(context), self._session(request.session_id) as session:
+            indices = wire.decode_indices(request.level, request.indices, level_max=session.tree.depth - 1)
+            hashes = await self._in_thread(session.tree.child_hashes, request.level, indices)
+            return pb.CompareNodesResponse(child_hashes=wire.encode_unsigned(hashes))
+        raise AssertionError("unreachable: aborted")
+
+    async def ListRowDigests(  # noqa: N802 - named by the protocol
+        self, request: pb.ListRowDigestsRequest, context: Context
+    ) -> AsyncIterator[pb.RowDigestsChunk]:
+        """Digests of all rows below some nodes."""
+        async with answering(context), self._session(request.session_id) as session:
+            indices = wire.decode_indices(request.level, request.indices, level_max=session.tree.depth)
+            ranges = node_ranges(request.level, indices, session.token_range)
+            chunks: Iterator[RowDigests] = session.snapshot.digests(ranges)
+            while (rows := await self._in_thread(next, chunks, None)) is not None:
+                yield wire.encode_digests(rows)
+
+    async def FetchRows(  # noqa: N802 - named by the protocol
+        self, request: pb.FetchRowsRequest, context: Context
+    ) -> AsyncIterator[pb.RowsChunk]:
+        """The rows at some tokens."""
+        async with answering(context), self._session(request.session_id) as session:
+            tokens = wire.decode_tokens(request.tokens, session.token_range)
+            chunks = wire.encode_rows(session.snapshot.rows_at(tokens.tolist()))
+            while (item := await self._in_thread(next, chunks, None)) is not None:
+                yield item[0]
+
+    async def PushRows(  # noqa: N802 - named by the protocol
+        self, request_iterator: AsyncIterator[pb.PushRowsRequest], context: Context
+    ) -> pb.PushRowsResponse:
+        """Take rows: each chunk is checked whole, then applied where its rows win, durable before the next is read."""
+        async with answering(context):
+            received = applied = 0
+            store: RowStore | None = None
+            async for request in request_iterator:
+                if store is None:
+                    store = self._store(request.keyspace)
+                rows = await self._in_thread(wire.decode_rows, request.rows)
+                applied += await self._in_thread(store.apply, rows)
+                received += len(rows)
+            return pb.PushRowsResponse(rows_received=received, rows_applied=applied)
+        raise AssertionError("unreachable: aborted")
+
+    async def CloseSession(  # noqa: N802 - named by the protocol
+        self, request: pb.CloseSessionRequest, context: Context
+    ) -> pb.CloseSessionResponse:
+        """Give the snapshot back."""
+        async with answering(context):
+            await self._close(request.session_id)
+            return pb.CloseSessionResponse()
+        raise AssertionError("unreachable: aborted")
+
+    async def _compare_roots(self, request: pb.CompareRootsRequest) -> pb.CompareRootsResponse:
+        store = self._store(request.keyspace)
+        token_range = wire.token_range_of(request.first_token, request.last_token)
+        theirs = wire.root_of(request.root_digest, request.row_count)
+        if request.hash_version != HASH_VERSION:
+            raise RefusedError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"hash version {request.hash_version} is not spoken here (but {HASH_VERSION}); use one release on all",
+            )
+        ours = await self._in_thread(store.root, token_range)
+        response = pb.CompareRootsResponse(equal=ours == theirs, root_digest=ours.digest, row_count=ours.count)
+        if response.equal or not request.open_session:
+            return response
+        name, session = await self._open(store, token_range)
+        root = session.tree.root
+        response.root_digest, response.row_count = root.digest, root.count
+        response.session_id, response.tree_depth = name, session.tree.depth
+        response.child_hashes = wire.encode_unsigned(session.tree.child_hashes(0, np.zeros(1, np.uint32)))
+        return response
+
+    async def _open(self, store: RowStore, token_range: TokenRange) -> tuple[bytes, ServedSession]:
+        await self.close_idle()
+        if len(self._sessions) + self._opening >= self._config.sessions_max:
+            raise RefusedError(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{self._config.sessions_max} repair sessions are open here; try again when one has ended",
+            )
+        self._opening += 1
+        opening = asyncio.get_running_loop().run_in_executor(self._executor, open_snapshot, store, token_range)
+        try:
+            snapshot, tree = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread goes on; its snapshot must not be lost.
+            opening.add_done_callback(_close_late)
+            raise
+        finally:
+            self._opening -= 1
+        session = ServedSession(snapshot, tree, token_range, asyncio.get_running_loop().time())
+        name = secrets.token_bytes(wire.SESSION_ID_BYTES)
+        self._sessions[name] = session
+        return name, session
+
+    def _store(self, keyspace: str) -> RowStore:
+        store = self._stores.get(wire.check_keyspace(keyspace))
+        if store is None:
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, f"keyspace {keyspace!r} is not served here")
+        return store
+
+    @asynccontextmanager
+    async def _session(self, name: bytes) -> AsyncIterator[ServedSession]:
+        session = self._sessions.get(name)
+        if session is None:
+            raise RefusedError(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                "unknown repair session: it was closed, was idle for too long, or this node was restarted",
+            )
+        async with session.lock:
+            session.used_at = asyncio.get_running_loop().time()
+            try:
+                yield session
+            finally:
+                session.used_at = asyncio.get_running_loop().time()
+
+    async def _close(self, name: bytes) -> None:
+        session = self._sessions.pop(name, None)
+        if session is not None:
+            await self._in_thread(session.snapshot.close)
+
+    async def _in_thread(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+
+def _close_late(opening: asyncio.Future[tuple[StoreSnapshot, HashTree]]) -> None:
+    if opening.exception() is None:
+        opening.result()[0].close()
+
+
+def open_snapshot(store: RowStore, token_range: TokenRange) -> tuple[StoreSnapshot, HashTree]:
+    """A snapshot of a store and its tree restricted to a range. Blocks."""
+    snapshot = store.snapshot()
+    try:
+        tree = snapshot.tree
+        edges = RowDigests.concatenate([*snapshot.digests(tree.edges(token_range))])
+        return snapshot, tree.restricted(token_range, edges)
+    except BaseException:
+        snapshot.close()
+        raise
