@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -143,11 +143,16 @@ def members_of(view: GetClusterViewResponse) -> list[Member]:
     )
 
 
-def owned_share(replica: DescribeReplicaResponse | None, node_count: int) -> float | None:
-    """The share of all rows that a node holds, 0 to 1; None if the node that answered holds no replica."""
-    if replica is None or replica.replication_factor == 0 or node_count == 0:
+def owned_shares(replica: DescribeReplicaResponse | None, members: Sequence[Member]) -> dict[str, float] | None:
+    """The share of all rows that each endpoint holds, 0 to 1; None if the node that answered holds no replica.
+
+    Endpoints with tokens hold rows; those without (a bare gossiper that has joined) hold none.
+    """
+    if replica is None or replica.replication_factor == 0:
         return None
-    return min(1.0, replica.replication_factor / node_count)
+    holders = {member.endpoint for member in members if member.tokens} or {member.endpoint for member in members}
+    share = min(1.0, replica.replication_factor / max(1, len(holders)))
+    return {member.endpoint: share if member.endpoint in holders else 0.0 for member in members}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,8 @@ class StatusView:
     cluster_name: str
     local_endpoint: str
     members: Sequence[Member]
-    owns: float | None
+    owns: Mapping[str, float] | None
+    """Share of all rows by endpoint; None if it is not known, for ``owns_unknown_reason``."""
     owns_unknown_reason: str
 
     @property
@@ -166,29 +172,34 @@ class StatusView:
         return sum(member.alive for member in self.members)
 
 
-_SortKey = Callable[[Member, AddressBook], Any]
+_SortKey = Callable[[Member, AddressBook, Mapping[str, float]], Any]
 #: Key and whether its own order is descending (CASSANDRA-20104).
 _SORT_KEYS: Final[dict[str, tuple[_SortKey, bool]]] = {
-    "ip": (lambda member, _: address_order(member.endpoint), False),
-    "host": (lambda member, book: book.plain(member.endpoint), False),
-    "load": (lambda member, _: -1.0 if member.load_bytes is None else member.load_bytes, True),
-    "tokens": (lambda member, _: len(member.tokens), True),
-    "owns": (lambda _member, _book: 0, True),
-    "id": (lambda member, _: member.host_id or "", False),
-    "rack": (lambda member, _: member.rack, False),
-    "state": (lambda member, _: member.liveness[0] + member.state[0], True),
+    "ip": (lambda member, _book, _owns: address_order(member.endpoint), False),
+    "host": (lambda member, book, _owns: book.plain(member.endpoint), False),
+    "load": (lambda member, _book, _owns: -1.0 if member.load_bytes is None else member.load_bytes, True),
+    "tokens": (lambda member, _book, _owns: len(member.tokens), True),
+    "owns": (lambda member, _book, owns: owns.get(member.endpoint, 0.0), True),
+    "id": (lambda member, _book, _owns: member.host_id or "", False),
+    "rack": (lambda member, _book, _owns: member.rack, False),
+    "state": (lambda member, _book, _owns: member.liveness[0] + member.state[0], True),
 }
 
 
-def sorted_members(members: Sequence[Member], book: AddressBook, key: str, order: str | None) -> list[Member]:
-    """Members by ``key``; equal ones keep the order of their addresses."""
+def sorted_view(view: StatusView, book: AddressBook, key: str, order: str | None) -> StatusView:
+    """``view`` with its members by ``key``; equal ones keep the order of their addresses."""
     by, descends = _SORT_KEYS[key]
-    return sorted(members, key=lambda member: by(member, book), reverse=descends if order is None else order == "desc")
+    owns = view.owns or {}
+    members = sorted(
+        view.members,
+        key=lambda member: by(member, book, owns),
+        reverse=descends if order is None else order == "desc",
+    )
+    return replace(view, members=members)
 
 
 def status_text(view: StatusView, book: AddressBook, *, colour: bool = False) -> str:
     """Cassandra's ``nodetool status``: a block per data centre, its columns as wide as the widest of all of them."""
-    owns = "?" if view.owns is None else f"{view.owns:.1%}"
     title = "Owns" if view.owns is None else "Owns (effective)"
     rows = [("--", "Address", "Load", "Tokens", title, "Host ID", "Rack")]
     rows += [
@@ -197,7 +208,7 @@ def status_text(view: StatusView, book: AddressBook, *, colour: bool = False) ->
             book.plain(member.endpoint),
             byte_size(member.load_bytes),
             str(len(member.tokens)) if "TOKENS" in member.values else "?",
-            owns,
+            "?" if view.owns is None else f"{view.owns[member.endpoint]:.1%}",
             printable(member.host_id or "?"),
             printable(member.rack),
         )
@@ -233,7 +244,7 @@ def status_json(view: StatusView) -> str:
             "status": member.liveness[0] + member.state[0],
             "load_bytes": member.load_bytes if member.load_bytes is None else int(member.load_bytes),
             "token_count": len(member.tokens) if "TOKENS" in member.values else None,
-            "owns_ratio": view.owns,
+            "owns_ratio": None if view.owns is None else view.owns[member.endpoint],
             "host_id": member.host_id,
             "generation": member.view.generation,
             "evidence_age_seconds": age_seconds(member.view.evidence_age_seconds),
@@ -256,7 +267,7 @@ def _ask_status(options: Options) -> StatusView:
         view = node.cluster_view()
         replica, reason = node.replica_if_any()
     members = members_of(view)
-    return StatusView(view.cluster_name, view.local_endpoint, members, owned_share(replica, len(members)), reason)
+    return StatusView(view.cluster_name, view.local_endpoint, members, owned_shares(replica, members), reason)
 
 
 def _wait_alive(options: Options, alive_count: int, wait_seconds: float) -> tuple[StatusView | None, str]:
@@ -335,13 +346,7 @@ def status(
             print_port=options.print_port,
             resolve=resolved_name if resolve_ip else None,
         )
-        ordered = StatusView(
-            view.cluster_name,
-            view.local_endpoint,
-            sorted_members(view.members, book, sort_key, order),
-            view.owns,
-            view.owns_unknown_reason,
-        )
+        ordered = sorted_view(view, book, sort_key, order)
         click.echo(
             status_json(ordered) if options.json else status_text(ordered, book, colour=colour_wanted(sys.stdout))
         )

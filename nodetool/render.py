@@ -157,5 +157,5 @@ def resolved_name(host: str) -> str:
     """The name of an address (reverse lookup), or the address itself where there is none."""
     try:
         return socket.gethostbyaddr(host)[0]
-    except (OSError, UnicodeError):
+    except (OSError, UnicodeError, TypeError):  # TypeError: a NUL, which no honest address has
         return host

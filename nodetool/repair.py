@@ -117,7 +117,8 @@ def _progress_bar() -> Iterator[_Show]:
         TextColumn("{task.fields[moved]}", markup=False),
     )
     console = Console(stderr=True, no_color=not colour_wanted(sys.stderr))
-    with Progress(*columns, console=console) as progress:
+    # The lines that may go to a piped standard output must not be drawn above the bar instead.
+    with Progress(*columns, console=console, redirect_stdout=False) as progress:
         task = progress.add_task("preparing", total=1.0, moved="")
 
         def show(update: RepairUpdate) -> None:
