@@ -6,6 +6,7 @@ Method: a perfect set of replicas must pass, and each single planted difference 
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import sys
 import unicodedata
@@ -169,7 +170,8 @@ def show_something(stage: Stage) -> None:
 def test_plain_output_has_no_control_characters(encoding: str) -> None:
     raw = io.BytesIO()
     console = Console(file=io.TextIOWrapper(raw, encoding=encoding, write_through=True), highlight=False, width=80)
-    show_something(Stage(console=console))
+    seconds = itertools.count(0.0, 1.0)
+    show_something(Stage(console=console, clock=lambda: next(seconds)))
     lines = raw.getvalue().decode(encoding).splitlines()
     assert all(line.isprintable() and line == line.rstrip() for line in lines)
     assert lines[-1] == "all replicas identical: 1"

@@ -17,11 +17,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-RECORDING_COLUMNS = 104
-"""Width of the picture: the longest line of ``nodetool status``, with its host ids, fits."""
+RECORDING_COLUMNS = 120
+"""Width of the picture: the longest line of ``nodetool repair``, with its session id, fits."""
+PROSE_COLUMNS = 100
+"""Sentences are not wider, however wide the terminal is."""
 BAR_COLUMNS = 30
-PLAIN_PROGRESS_LINES = 4
-"""Lines that a progress bar becomes where nothing can move."""
+PLAIN_PROGRESS_PARTS = 4
+"""Where nothing can move, a line is printed after each quarter of the work,"""
+PLAIN_PROGRESS_SECONDS = 1.0
+"""but not sooner than this after the one before."""
 
 # No link leads outside: a picture must look the same without a network, and tell nobody who looks at it.
 SVG_TEMPLATE = """\
@@ -50,7 +54,14 @@ monospace; white-space: pre; }}
 class Stage:
     """Everything that the demonstration shows goes through here."""
 
-    def __init__(self, *, console: Console | None = None, record: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        console: Console | None = None,
+        record: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._terminal = console or Console(highlight=False, emoji=False)
         self._recording: Console | None = None
         self._section_number = 0
@@ -92,7 +103,7 @@ class Stage:
         """A sentence about what happens; breaks at words."""
         for console in (self._terminal, self._recording):
             if console is not None:
-                for line in textwrap.wrap(text, min(console.width, RECORDING_COLUMNS) - 2):
+                for line in textwrap.wrap(text, min(console.width, PROSE_COLUMNS) - 2):
                     console.print(Text(f"  {line}", style=style), soft_wrap=True)
 
     def command(self, arguments: Sequence[str]) -> None:
@@ -140,7 +151,7 @@ class Stage:
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
         """Show work under way; the function given is called with how much is done. Ends with a line with the rate."""
-        begun = time.monotonic()
+        begun = self._clock()
         done = 0
         with self._moving(label, total, begun) as show:
 
@@ -150,7 +161,7 @@ class Stage:
                 show(amount)
 
             yield update
-        elapsed_seconds = max(time.monotonic() - begun, 1e-9)
+        elapsed_seconds = max(self._clock() - begun, 1e-9)
         text = Text(f"  {label} ")
         text.append(self._bar(done / max(total, 1), BAR_COLUMNS), style="green")
         text.append(f" {done:,} rows in {elapsed_seconds:.1f} s, {done / elapsed_seconds:,.0f} rows/s")
@@ -159,7 +170,7 @@ class Stage:
     @contextmanager
     def _moving(self, label: str, total: int, begun: float) -> Iterator[Callable[[int], None]]:
         if not self.is_terminal:
-            yield _PlainProgress(self._terminal, label, total, begun)
+            yield _PlainProgress(self._terminal, label, total, self._clock)
             return
         columns = (
             TextColumn("  {task.description}"),
@@ -171,7 +182,7 @@ class Stage:
             task = bar.add_task(label, total=total, rate="")
 
             def show(amount: int) -> None:
-                rate = amount / max(time.monotonic() - begun, 1e-9)
+                rate = amount / max(self._clock() - begun, 1e-9)
                 bar.update(task, completed=amount, rate=f"{rate:,.0f} rows/s")
 
             yield show
@@ -194,18 +205,23 @@ class Stage:
 
 
 class _PlainProgress:
-    """Prints a line at each quarter."""
+    """Prints a line now and then."""
 
-    def __init__(self, console: Console, label: str, total: int, begun: float) -> None:
+    def __init__(self, console: Console, label: str, total: int, clock: Callable[[], float]) -> None:
         self._console = console
         self._label = label
         self._total = max(total, 1)
-        self._begun = begun
-        self._quarters = 0
+        self._clock = clock
+        self._begun = self._printed = clock()
+        self._parts = 0
 
     def __call__(self, amount: int) -> None:
-        quarters = amount * PLAIN_PROGRESS_LINES // self._total
-        if self._quarters < quarters < PLAIN_PROGRESS_LINES:
-            rate = amount / max(time.monotonic() - self._begun, 1e-9)
-            self._console.print(Text(f"  {self._label} {amount:,} of {self._total:,} rows, {rate:,.0f} rows/s"))
-        self._quarters = max(self._quarters, quarters)
+        parts = amount * PLAIN_PROGRESS_PARTS // self._total
+        now = self._clock()
+        if not self._parts < parts < PLAIN_PROGRESS_PARTS or now - self._printed < PLAIN_PROGRESS_SECONDS:
+            return
+        self._parts, self._printed = parts, now
+        rate = amount / max(now - self._begun, 1e-9)
+        self._console.print(
+            Text(f"  {self._label} {amount:,} of {self._total:,} rows, {rate:,.0f} rows/s"), soft_wrap=True
+        )

@@ -69,6 +69,7 @@ class Story:
         self._cluster = cluster
         self._rows = rows
         self._changes: Changes = changes_of(rows)
+        self._begun = time.monotonic()
         self.first, self.second, self.third = cluster.nodes
 
     async def run(self) -> None:
@@ -151,8 +152,11 @@ class Story:
             f"Phi passed {reports[0].phi_threshold:g} at both: {victim.name} is convicted after "
             f"{silence_seconds:.1f} s, {silence_seconds / self._cluster.interval_seconds:.0f} gossip intervals."
         )
-        for node in observers:
-            await self._show_status(node, "DN", 1)
+        await self._show_status(self.first, "DN", 1)
+        for line in await self._status(self.second, "DN", 1):
+            if line.startswith("DN "):
+                self._stage.say(f"{self.second.name} says the same:")
+                self._stage.output(line)
 
     async def write_meanwhile(self) -> None:
         """Changes that the dead replica misses."""
@@ -230,7 +234,8 @@ class Story:
         self._stage.say(
             f"Every row is the same on all three and is what was written last; the {OVERWRITES} overwritten rows are "
             f"new everywhere, the {DELETIONS} deleted rows stayed deleted. The root hashes above are computed from the "
-            "rows that were read, and are the ones the nodes keep."
+            "rows that were read, and are the ones the nodes keep. "
+            f"Everything took {time.monotonic() - self._begun:.0f} s."
         )
         truth = verifier.summaries[0]
         self._stage.conclusion(
