@@ -87,6 +87,9 @@ class Story:
             await self.repair()
             await self.prove()
         except (KvStoreError, grpc.aio.AioRpcError, ExceptionGroup) as error:
+            # A node that is gone explains more than the call that failed because of it.
+            await asyncio.sleep(POLL_SECONDS)
+            self._cluster.check_running()
             raise _told(error) from error
 
     async def start_nodes(self) -> None:
