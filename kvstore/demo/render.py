@@ -65,6 +65,7 @@ class Stage:
         self._terminal = console or Console(highlight=False, emoji=False)
         self._recording: Console | None = None
         self._section_number = 0
+        self._blank = False
         if record:
             self._recording = Console(
                 file=io.StringIO(),
@@ -84,7 +85,10 @@ class Stage:
         return self._terminal.is_terminal and not self._terminal.is_dumb_terminal
 
     def _print(self, line: Text) -> None:
-        """Print a line to every place; it is never broken here."""
+        """Print a line to every place; it is never broken here. Of blank lines that follow each other one is kept."""
+        if not line.plain and self._blank:
+            return
+        self._blank = not line.plain
         for console in (self._terminal, self._recording):
             if console is not None:
                 console.print(line, soft_wrap=True)
@@ -101,6 +105,7 @@ class Stage:
 
     def say(self, text: str, *, style: str = "") -> None:
         """A sentence about what happens; breaks at words."""
+        self._blank = False
         for console in (self._terminal, self._recording):
             if console is not None:
                 for line in textwrap.wrap(text, min(console.width, PROSE_COLUMNS) - 2):
@@ -108,17 +113,19 @@ class Stage:
 
     def command(self, arguments: Sequence[str]) -> None:
         """A command line that is run."""
+        self._print(Text())
         self._print(Text.assemble(("  $ ", "green"), (" ".join(arguments), "bold")))
 
     def output(self, line: str) -> None:
         """A line that a command printed; never broken."""
-        text = Text(f"  {line}")
+        text = Text(f"  {line}" if line else "")
         text.highlight_regex(r"^  UN\b", "bold green")
         text.highlight_regex(r"^  [D?]\w\b", "bold red")
         self._print(text)
 
     def table(self, columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> None:
         """A table; a column is its title and ``left`` or ``right``."""
+        self._print(Text())
         lines = [[title for title, _ in columns], *rows]
         widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
         for number, line in enumerate(lines):
@@ -127,6 +134,7 @@ class Stage:
                 for cell, width, (_, side) in zip(line, widths, columns, strict=True)
             ]
             self._print(Text(f"  {'   '.join(cells)}".rstrip(), style="bold" if number == 0 else ""))
+        self._print(Text())
 
     def gauges(self, label: str, values: Sequence[tuple[str, float]], *, full: float) -> None:
         """One line with a bar for each value, ``full`` being the whole bar; red from there on."""

@@ -284,8 +284,7 @@ class Story:
         lines = await self._status(node, state, count)
         self._stage.command([*self._cluster.nodetool_words(node), "-pp", "status"])
         for line in lines:
-            if line:
-                self._stage.output(line)
+            self._stage.output(line)
 
     async def _failure_detector(self, node: Node) -> gossip_pb.GetFailureDetectorResponse:
         async with _admin_channel(node) as channel:
