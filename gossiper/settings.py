@@ -69,7 +69,7 @@ def build(
         cls: The dataclass.
         values: What was set. Fields that are not in it keep their defaults.
         source: Where the values come from, as people know it: the path of the file. Every fault begins with it.
-        origins: For single keys, what takes the place of ``source`` (``{"listen": "--listen"}``).
+        origins: For single keys, what takes the place of source and key (``{"listen": "--listen"}``).
         base_dir: Relative texts for a Path are taken from here; default: the current directory.
 
     Raises:
@@ -100,13 +100,17 @@ def build(
     try:
         instance = cls(**accepted, **filler)
     except ConfigError as error:
-        own = [fault for fault in error.faults if fault.partition(":")[0] not in faults]
+        own = [fault for fault in error.faults if fault.partition(": ")[0] not in faults]
     if instance is not None and not faults:
         return instance
-    origins = origins or {}
-    lines = [f"{origins.get(key, source)}: {_printable(key)}: {fault}" for key, fault in faults.items()]
-    lines += [f"{origins.get(fault.partition(':')[0], source)}: {fault}" for fault in own]
-    raise ConfigError(lines)
+    lines = list(faults.items())
+    lines += [(key, fault) for key, _, fault in (fault.partition(": ") for fault in own)]
+    raise ConfigError([_line(key, fault, source, origins or {}) for key, fault in lines])
+
+
+def _line(key: str, fault: str, source: str, origins: Mapping[str, str]) -> str:
+    place = origins.get(key) or f"{source}: {key if key.isprintable() and key else repr(key)}"
+    return f"{place}: {fault}" if fault else place
 
 
 def load_settings(path: Path, cls: type[_T], *, overrides: Mapping[str, object] | None = None) -> _T:
@@ -119,7 +123,7 @@ def load_settings(path: Path, cls: type[_T], *, overrides: Mapping[str, object] 
     """
     overrides = overrides or {}
     values = {**read_toml(path), **overrides}
-    origins = dict.fromkeys(overrides, "command line")
+    origins = {key: f"command line: {key}" for key in overrides}
     return build(cls, values, source=str(path), origins=origins, base_dir=path.parent)
 
 
@@ -216,10 +220,6 @@ def _describe(hint: Any) -> str:
 
 def _filler(hint: Any) -> Any:
     return _rules(hint)[0][3]
-
-
-def _printable(key: str) -> str:
-    return key if key.isprintable() and key else repr(key)
 
 
 def _shown(value: object) -> str:

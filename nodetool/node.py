@@ -172,6 +172,8 @@ def failuredetector(options: Options) -> None:
     """
     with connect(options) as node:
         response = node.failure_detector()
+        # Its own address is not among the rows, but decides as in `status` whether a host is shared.
+        own = "" if options.json else node.node_info().endpoint
     if response.local_pause_remaining_seconds > 0:
         click.echo(
             f"nodetool: the detector convicts nobody for another {response.local_pause_remaining_seconds:.1f} s, "
@@ -181,7 +183,7 @@ def failuredetector(options: Options) -> None:
     if options.json:
         click.echo(failuredetector_json(response))
         return
-    book = AddressBook([view.endpoint for view in response.endpoints], print_port=options.print_port)
+    book = AddressBook([own, *(view.endpoint for view in response.endpoints)], print_port=options.print_port)
     click.echo(failuredetector_text(response, book))
 
 

@@ -125,8 +125,8 @@ def test_the_origin_of_a_key_replaces_the_source() -> None:
     with pytest.raises(ConfigError) as caught:
         build(Sample, {"name": "", "limit": "x"}, source="node.toml", origins={"name": "--name", "limit": "--limit"})
     assert caught.value.faults == [
-        "--limit: limit: must be a whole number, is 'x'",
-        "--name: name: must not be empty",
+        "--limit: must be a whole number, is 'x'",
+        "--name: must not be empty",
     ]
 
 

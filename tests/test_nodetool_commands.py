@@ -440,6 +440,13 @@ async def test_failuredetector_stays_aligned_with_long_addresses(run: Run) -> No
     )
 
 
+async def test_failuredetector_shows_ports_when_the_node_itself_shares_the_host(run: Run) -> None:
+    info = gossip_pb2.GetNodeInfoResponse(endpoint="127.0.0.1:7000")
+    async with serving(FakeGossip(detector=detector("127.0.0.1:7001"), info=info)) as port:
+        ran = await run("failuredetector", port=port)
+    assert ran.out == "       Endpoint,             Phi\n/127.0.0.1:7001,      0.12345679\n"
+
+
 async def test_failuredetector_says_that_it_is_paused_beside_its_data(run: Run) -> None:
     async with serving(FakeGossip(detector=detector(pause_seconds=3.21))) as port:
         ran = await run("failuredetector", port=port)
