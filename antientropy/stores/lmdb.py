@@ -524,10 +524,15 @@ def _translated(path: Path, action: str) -> Iterator[None]:
             f"{path}: cannot {action}: map_bytes_max reached; raise it, nothing was changed"
         ) from error
     except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.VersionMismatchError) as error:
-        raise StoreCorruptError(f"{path}: no usable row store ({error.reason}); restore or wipe it") from error
+        raise StoreCorruptError(f"{path}: no usable row store ({error}); restore or wipe it") from error
     except lmdb.ReadersFullError as error:
         raise StoreError(f"{path}: more than {LMDB_READERS_MAX} readers at once; close snapshots") from error
+    except lmdb.DiskError as error:
+        raise _os_error(path, action, errno.ENOSPC, str(error)) from error
+    except lmdb.ReadonlyError as error:
+        raise _os_error(path, action, errno.EACCES, str(error)) from error
     except lmdb.Error as error:
-        raise _os_error(path, action, error.code, error.reason or str(error)) from error
+        # Older releases of py-lmdb raise without a code.
+        raise _os_error(path, action, getattr(error, "code", 0), getattr(error, "reason", str(error))) from error
     except OSError as error:
         raise _os_error(path, action, error.errno or 0, error.strerror or str(error)) from error
