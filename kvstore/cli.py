@@ -527,6 +527,5 @@ def describe(*, node: str, timeout_seconds: float, output: str) -> None:
 
 main.add_command(demo)
 
-
 if __name__ == "__main__":
     main()

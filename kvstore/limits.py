@@ -19,6 +19,8 @@ KEYS_PER_READ_MAX: Final = 256
 #: Rows of one page of a scan, and their bytes: a page is read in one go while others wait for the thread.
 PAGE_ROWS_MAX: Final = 1_000
 PAGE_BYTES_MAX: Final = 512 * 1024
+#: Rows taken from the store at once while a page is filled: with values of the greatest size 64 MiB.
+SCAN_SLICE_ROWS: Final = 128
 #: Rows that one page passes over because their prefix does not fit: bounds the time of a call that finds nothing.
 PAGE_EXAMINED_MAX: Final = 20_000
 #: Rows and bytes that wait for the next commit; more is refused at once instead of being answered too late.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
@@ -231,7 +231,7 @@ class KvStoreNode:
         self._stack.callback(store.close)
         return store
 
-    async def _start_gossiper(self, services: list[Callable[[grpc.aio.Server], None]]) -> Gossiper:
+    async def _start_gossiper(self, services: Sequence[Callable[[grpc.aio.Server], None]]) -> Gossiper:
         states = (
             (ApplicationState.SCHEMA.value, SCHEMA_VERSION),
             (ApplicationState.RPC_READY.value, "false"),
@@ -246,7 +246,7 @@ class KvStoreNode:
         return gossiper
 
     async def _serve(
-        self, name: str, listen: str, rpcs_max: int, services: list[Callable[[grpc.aio.Server], None]]
+        self, name: str, listen: str, rpcs_max: int, services: Sequence[Callable[[grpc.aio.Server], None]]
     ) -> str:
         """Start a listener; returns its address with the real port."""
         server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=rpcs_max)

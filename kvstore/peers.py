@@ -30,6 +30,7 @@ from kvstore.limits import (
     READ_THREADS,
     REPLICA_BYTES_IN_FLIGHT_MAX,
     REPLICA_CALLS_IN_FLIGHT_MAX,
+    SCAN_SLICE_ROWS,
 )
 from kvstore.replication import Page
 from kvstore.v1 import kvstore_pb2 as pb
@@ -94,14 +95,21 @@ class LocalReplica:
 
     def _scan(self, prefix: bytes, after_key: bytes, rows_max: int) -> Page:
         rows: list[Row] = []
-        size_bytes = 0
-        for examined, row in enumerate(self._store.scan(after_key=after_key or None), start=1):
-            if row.key.startswith(prefix):
+        size_bytes = examined = 0
+        while examined < PAGE_EXAMINED_MAX:
+            found = self._store.scan(after_key=after_key or None, limit=SCAN_SLICE_ROWS)
+            for row in found:
+                after_key = row.key
+                if not row.key.startswith(prefix):
+                    continue
                 rows.append(row)
                 size_bytes += len(row.key) + len(row.value)
-            if len(rows) >= rows_max or size_bytes >= PAGE_BYTES_MAX or examined >= PAGE_EXAMINED_MAX:
-                return Page(tuple(rows), row.key)
-        return Page(tuple(rows), None)
+                if len(rows) >= rows_max or size_bytes >= PAGE_BYTES_MAX:
+                    return Page(tuple(rows), after_key)
+            if len(found) < SCAN_SLICE_ROWS:
+                return Page(tuple(rows), None)
+            examined += len(found)
+        return Page(tuple(rows), after_key)
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         try:

@@ -34,8 +34,9 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=level.upper(), format=_LOG_FORMAT, datefmt="%Y-%m-%d %H:%M:%S", force=True
     )
-    # At debug level it reports every selector.
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # At debug level they report every selector and every call.
+    for name in ("asyncio", "grpc"):
+        logging.getLogger(name).setLevel(max(logging.INFO, logging.getLogger().level))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -95,14 +95,16 @@ def load_file(
     begun = time.monotonic()
     with _opened(path) as file, _progress(path, file) as advance:
         rows = _csv_rows(file, path, key_column or "") if file_format == "csv" else _json_rows(file, path, key_column)
-        for batch, batch_bytes in _batches(rows, batch_rows):
-            try:
+        try:
+            for batch, batch_bytes in _batches(rows, batch_rows):
                 client.write(batch)
-            except KvStoreError as error:
-                raise type(error)(f"{error} ({written:,} rows were written before)") from None
-            written += len(batch)
-            size_bytes += batch_bytes
-            advance(len(batch))
+                written += len(batch)
+                size_bytes += batch_bytes
+                advance(len(batch))
+        except KvStoreError as error:
+            raise type(error)(f"{error} ({written:,} rows were written before)") from None
+        except InputError as error:
+            raise InputError(f"{error} ({written:,} rows were written before)", usage=error.usage) from None
     return LoadSummary(written, size_bytes, time.monotonic() - begun)
 
 
@@ -187,23 +189,39 @@ def _progress(path: Path, file: IO[bytes]) -> Iterator[Callable[[int], None]]:
 
 
 def _batches(rows: Iterator[tuple[str, bytes, bytes]], batch_rows: int) -> Iterator[tuple[list[Mutation], int]]:
-    """Mutations in calls that keep the limits, with their bytes."""
+    """Mutations in calls that keep the limits, with their bytes. A faulty row ends it after those before it."""
     batch: list[Mutation] = []
     batch_bytes = 0
-    for where, key, value in rows:
-        mutation = Mutation(key, value)
+    fault: InputError | None = None
+    while True:
         try:
-            check_mutations((mutation,))
-        except InvalidRequestError as error:
-            raise InputError(f"{where}: {error}") from None
-        row_bytes = len(key) + len(value)
-        if batch and (len(batch) >= batch_rows or batch_bytes + row_bytes > MUTATIONS_BYTES_MAX):
+            mutation = _next_mutation(rows)
+        except InputError as error:
+            fault, mutation = error, None
+        row_bytes = 0 if mutation is None else len(mutation.key) + len(mutation.value)
+        if batch and (mutation is None or len(batch) >= batch_rows or batch_bytes + row_bytes > MUTATIONS_BYTES_MAX):
             yield batch, batch_bytes
             batch, batch_bytes = [], 0
+        if fault is not None:
+            raise fault
+        if mutation is None:
+            return
         batch.append(mutation)
         batch_bytes += row_bytes
-    if batch:
-        yield batch, batch_bytes
+
+
+def _next_mutation(rows: Iterator[tuple[str, bytes, bytes]]) -> Mutation | None:
+    """The next row, checked; None at the end."""
+    found = next(rows, None)
+    if found is None:
+        return None
+    where, key, value = found
+    mutation = Mutation(key, value)
+    try:
+        check_mutations((mutation,))
+    except InvalidRequestError as error:
+        raise InputError(f"{where}: {error}") from None
+    return mutation
 
 
 def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, str]]:

@@ -64,6 +64,8 @@ CHANNEL_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.initial_reconnect_backoff_ms", 500),
     ("grpc.min_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # Otherwise a new channel shares the connection of the old one to the same address, and its back-off.
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 #: A port in use is an error, never a shared port; silent connections are closed soon.
@@ -103,9 +105,7 @@ def error_of(address: str, error: grpc.RpcError | grpc.aio.AioRpcError) -> KvSto
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return UnreachableError(f"no answer from {address} in time; is it overloaded or stopped?")
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return UnreachableError(
-            f"{address} is not a client port of kvstore; give the address that `kvstore serve` prints"
-        )
+        return UnreachableError(f"{address} is no client port of kvstore; see the addresses that `kvstore serve` logs")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return OverloadedError(details)
     return KvStoreError(f"{address} answered {code.name}: {details}")

@@ -31,6 +31,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import pytest
+from hypothesis import settings
+
+# A slow machine is no failure: no test asserts how long something takes.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 if TYPE_CHECKING:
     from kvstore.client import KeyValueClient, NodeDescription
@@ -54,8 +59,8 @@ def wait_until(condition: Callable[[], Any], *, seconds: float = WAIT_SECONDS_MA
 class NodeProcess:
     """A ``kvstore serve`` process on loopback with a directory of its own; survives kills and starts again.
 
-    ``options`` are those of ``serve`` with underscores: ``{"phi_threshold": 4}``. Ports are free ones at the first start
-    and stay the same afterwards, as for a real node.
+    ``options`` are those of ``serve`` with underscores: ``{"phi_threshold": 4}``. Ports are free ones at the first
+    start and stay the same afterwards, as for a real node.
     """
 
     def __init__(self, name: str, directory: Path, options: dict[str, Any]) -> None:

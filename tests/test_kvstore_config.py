@@ -1,0 +1,127 @@
+"""The configuration of a node: every fault at once, from the file and from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gossiper.errors import ConfigError
+from kvstore.config import KvStoreConfig, is_loopback, load_config
+from kvstore.membership import SCHEMA_VERSION, replica_endpoints
+
+
+def faults_of(path: Path | None, options: dict[str, object]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, options)
+    return caught.value.faults
+
+
+def test_the_defaults_need_a_data_directory_only(tmp_path: Path) -> None:
+    config = load_config(None, {"data_dir": tmp_path})
+    assert (config.listen_peers, config.listen_clients, config.listen_admin) == (
+        "127.0.0.1:7000",
+        "127.0.0.1:9042",
+        "127.0.0.1:7199",
+    )
+    assert config.replication_factor == 3
+    assert config.warnings == []
+    assert faults_of(None, {}) == ["command line: data_dir: is missing; it must be a path"]
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('data_dir = "data"\ncluster_name = "orders"\nseeds = ["10.0.0.1:7000"]\ninterval_seconds = 2\n')
+    config = load_config(file, {"cluster_name": "other"})
+    assert config.cluster_name == "other"
+    assert config.seeds == ("10.0.0.1:7000",)
+    assert config.interval_seconds == 2.0
+    assert config.data_dir == tmp_path / "data"
+    gossip = config.gossip_config(states=(("SCHEMA", SCHEMA_VERSION),))
+    assert gossip.listen == config.listen_peers
+    assert gossip.data_dir == tmp_path / "data" / "gossip"
+    assert gossip.states == (("SCHEMA", SCHEMA_VERSION),)
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text(
+        "\n".join(
+            (
+                'listen_peers = "nowhere"',
+                'listen_clients = "0.0.0.0:9042"',
+                'listen_admin = "127.0.0.1:99999"',
+                "replication_factor = 0",
+                "write_timeout_seconds = 0",
+                'read_timeout_seconds = "soon"',
+                "map_bytes_max = 10",
+                "phi_treshold = 8",
+                "interval_seconds = 0.0001",
+            )
+        )
+    )
+    faults = faults_of(file, {"seeds": ["x"], "clock_drift_seconds_max": -1.0})
+    for expected in (
+        f"{file}: phi_treshold: unknown key; did you mean phi_threshold?",
+        f"{file}: read_timeout_seconds: must be a number, is 'soon'",
+        f"{file}: data_dir: is missing; it must be a path",
+        f"{file}: listen_peers: 'nowhere' is not host:port",
+        f"{file}: advertise_clients: needed because listen_clients (0.0.0.0:9042) names no address",
+        f"{file}: listen_admin: '127.0.0.1:99999': port 99999 is greater than 65535",
+        f"{file}: replication_factor: must be 1 to 99, is 0",
+        f"{file}: write_timeout_seconds: must be above 0 and at most 3600, is 0.0",
+        "command line: clock_drift_seconds_max: must be above 0 and at most 3600, is -1.0",
+        f"{file}: map_bytes_max: must be 1048576 to",
+        f"{file}: interval_seconds: must be 0.01 to 3600.0, is 0.0001",
+        "command line: seeds: 'x' is not host:port",
+    ):
+        assert any(fault.startswith(expected) for fault in faults), (expected, faults)
+    assert len(faults) == 12
+
+
+def test_two_listeners_need_two_ports(tmp_path: Path) -> None:
+    same = {"listen_clients": "127.0.0.1:7000", "data_dir": tmp_path}
+    assert faults_of(None, {**same}) == [
+        "command line: listen_clients: is the same as listen_peers; each listener needs a port of its own"
+    ]
+    free = dict.fromkeys(("listen_peers", "listen_clients", "listen_admin"), "127.0.0.1:0")
+    assert load_config(None, {**free, "data_dir": tmp_path}).listen_admin == "127.0.0.1:0"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [("127.0.0.1:1", True), ("127.9.9.9:1", True), ("[::1]:1", True), ("localhost:1", True), ("10.0.0.1:1", False)],
+)
+def test_loopback(endpoint: str, expected: bool) -> None:
+    assert is_loopback(endpoint) is expected
+
+
+def test_an_open_administration_listener_is_warned_about(tmp_path: Path) -> None:
+    (warning,) = KvStoreConfig(data_dir=tmp_path, listen_admin="0.0.0.0:7199").warnings
+    assert "listen_admin is 0.0.0.0:7199" in warning
+    assert "127.0.0.1 is safer" in warning
+
+
+def test_replicas_are_the_members_that_hold_rows() -> None:
+    from gossiper import EndpointView, Liveness, VersionedValue
+
+    def member(
+        endpoint: str, *, generation: int = 1, alive: bool = True, schema: bool = True, **states: str
+    ) -> EndpointView:
+        values = {key: VersionedValue(1, value) for key, value in states.items()}
+        if schema:
+            values["SCHEMA"] = VersionedValue(1, SCHEMA_VERSION)
+        liveness = Liveness.ALIVE if alive else Liveness.DOWN
+        return EndpointView(endpoint, generation, 1, 1, 1000, liveness, values)
+
+    members = [
+        member("10.0.0.2:7000", HOST_ID="b", STATUS="NORMAL"),
+        member("10.0.0.1:7000", HOST_ID="a", STATUS="shutdown,true", alive=False),
+        member("10.0.0.9:7000", HOST_ID="c", STATUS="NORMAL", alive=False),
+        # The same node as the one before, back under another address.
+        member("10.0.0.3:7000", HOST_ID="c", STATUS="NORMAL", generation=2),
+        member("10.0.0.4:7000", HOST_ID="d", STATUS="LEFT,1,2", alive=False),
+        # A member of the cluster that is no key-value node.
+        member("10.0.0.5:7000", HOST_ID="e", STATUS="NORMAL", schema=False),
+    ]
+    assert replica_endpoints(members) == ("10.0.0.1:7000", "10.0.0.2:7000", "10.0.0.3:7000")
