@@ -50,7 +50,9 @@ def _number(value: float) -> str:
     return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:g}"
 
 
-def info_text(info: GetNodeInfoResponse, own: Member | None, *, show_tokens: bool) -> str:
+def info_text(
+    info: GetNodeInfoResponse, own: Member | None, *, show_tokens: bool = False, show_counters: bool = False
+) -> str:
     """Cassandra's ``nodetool info`` without the lines of a JVM; what only this system has comes after the token."""
     values = {} if own is None else own.values
     tokens = [] if own is None else own.tokens
@@ -82,7 +84,8 @@ def info_text(info: GetNodeInfoResponse, own: Member | None, *, show_tokens: boo
         labelled("Seeds", printable(" ".join(info.seeds)) or "(none)"),
         labelled("Release version", printable(info.release_version)),
     ]
-    lines += [labelled(printable(counter.name), _number(counter.value)) for counter in info.counters]
+    if show_counters:
+        lines += [f"{printable(counter.name)} {_number(counter.value)}" for counter in info.counters]
     return "\n".join(lines)
 
 
@@ -113,17 +116,23 @@ def info_json(info: GetNodeInfoResponse, own: Member | None) -> str:
     )
 
 
-@click.command(epilog=examples("nodetool info", "nodetool info --tokens", "nodetool info --output json | jq .counters"))
+@click.command(
+    epilog=examples("nodetool info", "nodetool info --counters", "nodetool info --output json | jq .load_bytes")
+)
 @click.option("-T", "--tokens", "show_tokens", is_flag=True, help="Show all tokens.")
+@click.option("-c", "--counters", "show_counters", is_flag=True, help="Show what the node counts, one per line.")
 @node_options
 @pass_options
-def info(options: Options, show_tokens: bool) -> None:
-    """Show the node itself: identity, load, generation, uptime, memory, counters."""
+def info(options: Options, *, show_tokens: bool, show_counters: bool) -> None:
+    """Show the node itself: identity, load, generation, uptime, memory."""
     with connect(options) as node:
         own_info = node.node_info()
         view = node.cluster_view()
     own = _own(view)
-    click.echo(info_json(own_info, own) if options.json else info_text(own_info, own, show_tokens=show_tokens))
+    if options.json:
+        click.echo(info_json(own_info, own))
+    else:
+        click.echo(info_text(own_info, own, show_tokens=show_tokens, show_counters=show_counters))
 
 
 def failuredetector_text(response: GetFailureDetectorResponse, book: AddressBook) -> str:

@@ -163,14 +163,18 @@ def repair_text(update: RepairUpdate) -> str:
         ("Rows that differed", f"{statistics.rows_differing:,}"),
         ("Rows moved", f"{statistics.rows_moved:,}"),
         ("Rows moved at best", f"{statistics.rows_optimal:,}"),
-        ("Bytes for finding", f"{statistics.find_bytes:,} ({byte_size(statistics.find_bytes)})"),
-        ("Bytes for moving", f"{statistics.move_bytes:,} ({byte_size(statistics.move_bytes)})"),
+        ("Bytes for finding", _bytes(statistics.find_bytes)),
+        ("Bytes for moving", _bytes(statistics.move_bytes)),
         ("Round trips", f"{statistics.round_trips:,}"),
         ("Pairs compared", f"{statistics.pairs_compared:,}, of them equal: {statistics.pairs_equal:,}"),
         ("Session", one_line(update.session_id)),
     )
     head = f"{outcome} in {statistics.elapsed_seconds:.2f} s"
     return "\n".join([head, *(labelled(f"  {label}", value) for label, value in rows)])
+
+
+def _bytes(count: int) -> str:
+    return f"{count:,} ({byte_size(count)})" if count >= 1024 else str(count)
 
 
 def repair_json(update: RepairUpdate, keyspace: str) -> str:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,6 +26,7 @@ from nodetool.main import main
 
 HOST_IDS = [f"00000000-0000-4000-8000-00000000000{number}" for number in range(1, 6)]
 ROOT = bytes(range(16))
+DOCUMENT = Path(__file__).parent.parent / "docs" / "nodetool.md"
 
 
 def endpoint_view(
@@ -551,6 +553,7 @@ async def test_info(run: Run) -> None:
     async with serving(FakeGossip(view, info=node_info())) as port:
         ran = await run("info", port=port)
         tokens = await run("info", "-T", port=port)
+        counters = await run("info", "--counters", port=port)
     assert ran == Ran(
         0,
         "ID                     : 00000000-0000-4000-8000-000000000001\n"
@@ -568,12 +571,11 @@ async def test_info(run: Run) -> None:
         "Heartbeat              : 101\n"
         "Gossip interval (s)    : 0.1\n"
         "Seeds                  : 127.0.0.1:7000 127.0.0.1:7001\n"
-        "Release version        : 0.1.0\n"
-        "rounds                 : 600\n"
-        "share                  : 0.5\n",
+        "Release version        : 0.1.0\n",
         "",
     )
     assert "Token                  : 1\nToken                  : 2\n" in tokens.out
+    assert counters.out == ran.out + "rounds 600\nshare 0.5\n"
 
 
 async def test_info_of_a_node_that_is_not_in_its_own_view(run: Run) -> None:
@@ -741,3 +743,23 @@ async def test_common_options_may_stand_before_or_after_the_command_and_the_late
         attached = await run(f"-p{port}", "-pp", "--output", "json", "status")
     assert "10.0.0.1:7000" in ran.out
     assert attached.json["nodes"][0]["endpoint"] == "10.0.0.1:7000"
+
+
+def _keys(content: object) -> set[str]:
+    """All keys of a JSON value, but not the names of counters."""
+    if isinstance(content, dict):
+        below = [_keys(value) for key, value in content.items() if key != "counters"]
+        return set(content).union(*below)
+    return set().union(*map(_keys, content)) if isinstance(content, list) else set()
+
+
+async def test_every_json_key_is_documented(run: Run) -> None:
+    rows = {
+        match[1]: set(re.findall(r"`(\w+)[\[\]{}]*`", match[2]))
+        for match in re.finditer(r"(?m)^\| `(\w+)` \| (`.*) \|$", DOCUMENT.read_text())
+    }
+    gossip = FakeGossip(info=node_info(), detector=detector("10.0.0.2:1"))
+    async with serving(gossip, FakeRepair()) as port:
+        for command in ("status", "gossipinfo", "failuredetector", "info", "describecluster", "replicas"):
+            ran = await run(command, "--output", "json", port=port)
+            assert _keys(ran.json) - {"schema_version"} == rows[command] - {"UN"}, command

@@ -173,6 +173,14 @@ async def test_lines_and_summary(repair: Run) -> None:
     assert node.requests == [admin_pb2.RepairRequest()]
 
 
+async def test_few_bytes_are_said_once(repair: Run) -> None:
+    statistics = admin_pb2.RepairStatistics(find_bytes=118)
+    equal = admin_pb2.RepairUpdate(outcome=admin_pb2.REPAIR_OUTCOME_COMPLETED, statistics=statistics)
+    async with serving(FakeNode(updates=[equal])) as port:
+        ran = await repair(port)
+    assert "  Bytes for finding    : 118\n  Bytes for moving     : 0\n" in ran.out
+
+
 async def test_what_is_asked_for(repair: Run) -> None:
     node = FakeNode()
     async with serving(node) as port:

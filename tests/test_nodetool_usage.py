@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -131,3 +134,34 @@ def test_help_imports_neither_grpc_nor_rich() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("nodetool help repair\n[]\n")
+
+
+@pytest.mark.process
+def test_ctrl_c_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(30)
+        command = [sys.executable, "-m", "nodetool", "-p", str(listener.getsockname()[1]), "status", "--timeout", "60"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                # The second connection is that of the call, which nobody answers.
+                connections = [listener.accept()[0] for _ in range(2)]
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=30)
+                for connection in connections:
+                    connection.close()
+            finally:
+                process.kill()
+    assert (process.returncode, out, err) == (130, "", "nodetool: interrupted\n")
+
+
+@pytest.mark.process
+def test_a_reader_that_has_gone_is_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "nodetool", "--help"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
