@@ -53,7 +53,7 @@ class RepairStatistics:
     rows_moved: int = 0
     """Row copies that travelled ..."""
     rows_optimal: int = 0
-    """... and the fewest that could have."""
+    """... and the fewest that could have; where keys share tokens, those that changed their receiver."""
     find_bytes: int = 0
     """Messages that carry no rows: hashes, tokens, versions, digests, replies."""
     move_bytes: int = 0
