@@ -39,7 +39,7 @@ from antientropy.core.session import (
 from antientropy.core.tokens import TOKEN_MAX, TokenRange, node_ranges
 from antientropy.errors import DivergenceError, PeerError, PeerMessageError
 from antientropy.peer_client import PeerClient, RootsAnswer
-from antientropy.peer_service import open_snapshot
+from antientropy.snapshots import open_in_thread
 from antientropy.store import RowStore, StoreSnapshot
 
 logger = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ class RepairRun:
         if not unequal:
             return
         await self._enter(Phase.COMPARING, 0.05)
-        snapshot, tree = await self._in_thread(open_snapshot, self._store, self._range)
+        snapshot, tree = await open_in_thread(self._executor, self._store, self._range)
         try:
             reading = asyncio.Lock()
             await self._each(unequal, lambda pair: self._compare(pair, tree, snapshot, reading))
@@ -300,7 +300,9 @@ class RepairRun:
         await self._close_sessions(pairs)
         good = [pair for pair in pairs if not pair.failed]
         fetched = any(len(pair.plan.fetch_tokens) or len(pair.plan.colliding_tokens) for pair in pairs)
-        source = await self._in_thread(self._store.snapshot) if fetched else snapshot
+        source = snapshot
+        if fetched:
+            source, _ = await open_in_thread(self._executor, self._store, TokenRange.full())
         try:
             await self._each(good, lambda pair: self._give(pair, plan.colliding_tokens, lost, source))
         finally:

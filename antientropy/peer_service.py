@@ -26,6 +26,7 @@ from antientropy.core.merkle import HashTree
 from antientropy.core.rows import RowDigests
 from antientropy.core.tokens import TokenRange, node_ranges
 from antientropy.errors import PeerMessageError, StoreError, StoreFullError
+from antientropy.snapshots import open_in_thread
 from antientropy.store import RowStore, StoreSnapshot
 from antientropy.v1 import repair_pb2 as pb
 from antientropy.v1 import repair_pb2_grpc
@@ -87,6 +88,7 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
         self._executor = executor
         self._sessions: dict[bytes, ServedSession] = {}
         self._opening = 0
+        self._stopped = False
 
     @property
     def session_count(self) -> int:
@@ -101,10 +103,12 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
             logger.warning("repair session %s closed: idle for %g s", name.hex(), self._config.session_idle_seconds)
             await self._close(name)
 
-    async def close_all(self) -> None:
-        """Close every session."""
-        for name in list(self._sessions):
-            await self._close(name)
+    async def stop(self) -> None:
+        """Close every session and refuse further calls."""
+        self._stopped = True
+        for session in self._sessions.values():
+            await asyncio.to_thread(session.snapshot.close)
+        self._sessions.clear()
 
     async def CompareRoots(  # noqa: N802 - named by the protocol
         self, request: pb.CompareRootsRequest, context: Context
@@ -198,15 +202,13 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
                 f"{self._config.sessions_max} repair sessions are open here; try again when one has ended",
             )
         self._opening += 1
-        opening = asyncio.get_running_loop().run_in_executor(self._executor, open_snapshot, store, token_range)
         try:
-            snapshot, tree = await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            # The thread goes on; its snapshot must not be lost.
-            opening.add_done_callback(_close_late)
-            raise
+            snapshot, tree = await open_in_thread(self._executor, store, token_range)
         finally:
             self._opening -= 1
+        if self._stopped:
+            snapshot.close()
+            raise _stopping()
         session = ServedSession(snapshot, tree, token_range, asyncio.get_running_loop().time())
         name = secrets.token_bytes(wire.SESSION_ID_BYTES)
         self._sessions[name] = session
@@ -239,21 +241,10 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
             await self._in_thread(session.snapshot.close)
 
     async def _in_thread(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
+        if self._stopped:
+            raise _stopping()
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
 
-def _close_late(opening: asyncio.Future[tuple[StoreSnapshot, HashTree]]) -> None:
-    if opening.exception() is None:
-        opening.result()[0].close()
-
-
-def open_snapshot(store: RowStore, token_range: TokenRange) -> tuple[StoreSnapshot, HashTree]:
-    """A snapshot of a store and its tree restricted to a range. Blocks."""
-    snapshot = store.snapshot()
-    try:
-        tree = snapshot.tree
-        edges = RowDigests.concatenate([*snapshot.digests(tree.edges(token_range))])
-        return snapshot, tree.restricted(token_range, edges)
-    except BaseException:
-        snapshot.close()
-        raise
+def _stopping() -> RefusedError:
+    return RefusedError(grpc.StatusCode.UNAVAILABLE, "this node is shutting down")

@@ -100,7 +100,7 @@ class RepairService:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._servicer.close_all()
+        await self._servicer.stop()
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()

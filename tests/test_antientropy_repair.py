@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from antientropy import (
 from antientropy.core import hashing
 from antientropy.core.merkle import HashTree
 from antientropy.core.tokens import TOKEN_MAX
+from antientropy.stores.memory import MemorySnapshot
 from antientropy.v1 import admin_pb2, admin_pb2_grpc, repair_pb2_grpc
 from antientropy.v1 import repair_pb2 as pb
 
@@ -484,6 +486,34 @@ async def test_one_repair_of_a_keyspace_at_a_time_and_cancelling_cleans_up() -> 
         assert local.rows() == peer.rows()
 
 
+async def test_a_snapshot_that_opens_after_a_cancellation_is_closed() -> None:
+    reached, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Slow(MemoryRowStore):
+        def snapshot(self) -> MemorySnapshot:
+            reached.set()
+            assert go_on.wait(10)
+            snapshot = super().snapshot()
+            close = snapshot.close
+
+            def noted() -> None:
+                close()
+                closed.set()
+
+            snapshot.close = noted  # type: ignore[method-assign]  # a spy
+            return snapshot
+
+    one, other = Slow(), MemoryRowStore()
+    other.apply(rows_named(10))
+    async with cluster(one, other) as (local, peer):
+        async with aclosing(local.service.repair("kv")) as updates:
+            await anext(updates)
+            await until(reached.is_set)
+        go_on.set()
+        await until(closed.is_set)
+        await until(lambda: peer.service.session_count == 0)
+
+
 async def test_stopping_the_service_ends_its_repair() -> None:
     one, other = MemoryRowStore(), MemoryRowStore()
     other.apply(rows_named(10))
@@ -507,6 +537,20 @@ async def test_stopping_the_service_ends_its_repair() -> None:
             await task
         with pytest.raises(ServiceStoppedError, match="not running"):
             await anext(local.service.repair("kv"))
+
+
+async def test_a_stopped_service_refuses_its_peers() -> None:
+    stores: list[Store] = [MemoryRowStore(), MemoryRowStore()]
+    stores[1].apply(rows_named(10))
+    async with cluster(*stores) as (local, peer):
+        await opened(peer, stores[1])
+        local_stub = repair_pb2_grpc.RepairPeerServiceStub(local.service._channel(peer.endpoint))
+        await peer.service.stop()
+        assert peer.service.session_count == 0
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await local_stub.CompareRoots(roots_request(), timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert (await repaired(local))[-1].outcome is RepairOutcome.FAILED
 
 
 async def test_wrong_requests() -> None:
