@@ -47,7 +47,8 @@ def run_static_checks() -> list[str]:
 def run_tests(arguments: list[str]) -> int:
     """Run pytest; return its exit status."""
     # pytest-benchmark cannot measure beside other workers and says so with a warning; warnings are errors here.
-    command = [sys.executable, "-m", "pytest", "-p", "no:benchmark", "-n", str(WORKERS), "--dist", "worksteal"]
+    # A file stays with one worker, so that what is expensive (the wheel, a cluster) is set up once.
+    command = [sys.executable, "-m", "pytest", "-p", "no:benchmark", "-n", str(WORKERS), "--dist", "loadfile"]
     return subprocess.run([*command, *arguments], cwd=ROOT, check=False, env=os.environ).returncode
 
 
