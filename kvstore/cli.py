@@ -438,6 +438,9 @@ Examples:
 @click.option(
     "--batch-rows", type=click.IntRange(1, 1000), default=500, show_default=True, metavar="ROWS", help="Rows per call."
 )
+@click.option(
+    "--calls", type=click.IntRange(1, 64), default=4, show_default=True, metavar="N", help="Calls under way at once."
+)
 @node_option
 @timeout_option
 @output_option
@@ -447,6 +450,7 @@ def load(
     file_format: str | None,
     key_column: str | None,
     batch_rows: int,
+    calls: int,
     node: str,
     timeout_seconds: float,
     output: str,
@@ -459,7 +463,9 @@ def load(
 
     with connected(node, timeout_seconds) as client:
         try:
-            summary = load_file(client, file, file_format=file_format, key_column=key_column, batch_rows=batch_rows)
+            summary = load_file(
+                client, file, file_format=file_format, key_column=key_column, batch_rows=batch_rows, calls=calls
+            )
         except InputError as error:
             fail(str(error), 2 if error.usage else EXIT_FAILED)
     if output == "json":

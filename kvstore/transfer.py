@@ -14,7 +14,9 @@ import os
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,32 +82,96 @@ def one_line(content: bytes) -> str:
 
 
 def load_file(
-    client: KeyValueClient, path: Path, *, file_format: str | None, key_column: str | None, batch_rows: int
+    client: KeyValueClient,
+    path: Path,
+    *,
+    file_format: str | None = None,
+    key_column: str | None = None,
+    batch_rows: int = 500,
+    calls: int = 4,
 ) -> LoadSummary:
-    """Write all rows of a file ("-": stdin).
+    """Write all rows of a file ("-": stdin); of rows with the same key the last one wins.
+
+    Args:
+        client: Of the node that coordinates.
+        path: What to read.
+        file_format: "csv" or "jsonl"; None: by the name's ending.
+        key_column: The column, or field, that is the key.
+        batch_rows: Rows per call.
+        calls: Calls under way at once; nodes commit them together.
 
     Raises:
         InputError: the file or one of its lines; rows before it were written.
-        KvStoreError: a write failed; rows before its batch were written.
+        KvStoreError: a write failed; the message says how many rows were written.
     """
     file_format = file_format or ("csv" if path.suffix.lower() in {".csv", ".tsv"} else "jsonl")
     if file_format == "csv" and key_column is None:
         raise InputError("a CSV file needs --key-column: the name of the column that is the key", usage=True)
-    written = size_bytes = 0
     begun = time.monotonic()
     with _opened(path) as file, _progress(path, file) as advance:
         rows = _csv_rows(file, path, key_column or "") if file_format == "csv" else _json_rows(file, path, key_column)
+        pipeline = _Pipeline(client, calls, advance)
         try:
-            for batch, batch_bytes in _batches(rows, batch_rows):
-                client.write(batch)
-                written += len(batch)
-                size_bytes += batch_bytes
-                advance(len(batch))
+            with pipeline:
+                for batch, batch_bytes in _batches(rows, batch_rows):
+                    pipeline.write(batch, batch_bytes)
         except KvStoreError as error:
-            raise type(error)(f"{error} ({written:,} rows were written before)") from None
+            raise type(error)(f"{error} ({pipeline.rows:,} rows were written)") from None
         except InputError as error:
-            raise InputError(f"{error} ({written:,} rows were written before)", usage=error.usage) from None
-    return LoadSummary(written, size_bytes, time.monotonic() - begun)
+            raise InputError(f"{error} ({pipeline.rows:,} rows were written)", usage=error.usage) from None
+    return LoadSummary(pipeline.rows, pipeline.key_value_bytes, time.monotonic() - begun)
+
+
+class _Pipeline:
+    """Keeps some calls under way. Leaving it waits for them, and raises the first failure."""
+
+    def __init__(self, client: KeyValueClient, calls: int, advance: Callable[[int], None]) -> None:
+        self._client = client
+        self._calls = calls
+        self._advance = advance
+        self._executor = ThreadPoolExecutor(max_workers=calls, thread_name_prefix="kvstore-load")
+        self._under_way: deque[tuple[Future[int], frozenset[bytes], int, int]] = deque()
+        self.rows = 0
+        """Acknowledged."""
+        self.key_value_bytes = 0
+
+    def write(self, batch: list[Mutation], batch_bytes: int) -> None:
+        """Send a batch, as soon as there is room.
+
+        Raises:
+            KvStoreError: an earlier one failed.
+        """
+        keys = frozenset(mutation.key for mutation in batch)
+        # The node dates a row when it arrives: rows with the same key must not overtake each other.
+        while self._under_way and (
+            len(self._under_way) >= self._calls or any(not keys.isdisjoint(call[1]) for call in self._under_way)
+        ):
+            self._finish_first()
+        future = self._executor.submit(self._client.write, batch)
+        self._under_way.append((future, keys, len(batch), batch_bytes))
+
+    def _finish_first(self) -> None:
+        future, _keys, rows, size_bytes = self._under_way.popleft()
+        future.result()
+        self.rows += rows
+        self.key_value_bytes += size_bytes
+        self._advance(rows)
+
+    def __enter__(self) -> None:
+        """Nothing is under way yet."""
+
+    def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: object) -> None:
+        failure: KvStoreError | None = None
+        try:
+            while self._under_way:
+                try:
+                    self._finish_first()
+                except KvStoreError as error:
+                    failure = failure or error
+        finally:
+            self._executor.shutdown(cancel_futures=True)
+        if failure is not None and kind is None:
+            raise failure
 
 
 def dump_rows(rows: Iterable[KeyValue], path: Path | None) -> int:

@@ -70,6 +70,8 @@ class NodeProcess:
         self.log_path = directory / "log"
         self.ready_path = directory / "ready.json"
         self.options = options
+        self.prefix: list[str] = []
+        """Put before the command line: ``["sh", "-c", 'ulimit -f 8; exec "$@"', "sh"]``."""
         self.addresses: dict[str, str] = {}
         self.ready: dict[str, Any] = {}
         self.process: subprocess.Popen[bytes] | None = None
@@ -83,7 +85,7 @@ class NodeProcess:
         options: dict[str, Any] = {"data_dir": self.data_dir, "ready_file": self.ready_path}
         for listener in LISTENERS:
             options[f"listen_{listener}"] = self.addresses.get(listener, "127.0.0.1:0")
-        words = [sys.executable, "-m", "kvstore", "serve", "--stop-on-stdin-eof"]
+        words = [*self.prefix, sys.executable, "-m", "kvstore", "serve", "--stop-on-stdin-eof"]
         for name, value in {**options, **self.options}.items():
             words += [f"--{name.replace('_', '-')}", ",".join(value) if isinstance(value, list) else str(value)]
         return words

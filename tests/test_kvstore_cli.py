@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def load(
         file_format=file_format,
         key_column=key_column,
         batch_rows=batch_rows,
+        calls=1,
     )
     return recorder, summary
 
@@ -206,7 +208,7 @@ def test_a_faulty_line_ends_a_load_and_keeps_the_rows_before(tmp_path: Path, lin
     path.write_text('{"key": "a", "value": "b"}\n' + line + "\n")
     recorder = Recorder()
     with pytest.raises(InputError, match=text) as caught:
-        load_file(recorder, path, file_format=None, key_column=None, batch_rows=1)  # type: ignore[arg-type]  # as above
+        load_file(recorder, path, batch_rows=1)  # type: ignore[arg-type]  # as above
     assert str(caught.value).startswith(f"{path}:2: ")
     assert recorder.rows == {b"a": b"b"}
 
@@ -226,12 +228,38 @@ def test_batches_keep_rows_and_bytes(tmp_path: Path) -> None:
     assert [len(batch) for batch in load(path, batch_rows=4)[0].batches] == [4, 4, 4]
 
 
+class Overtaking(Recorder):
+    """The first call arrives after the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second_arrived = threading.Event()
+
+    def write(self, mutations: Sequence[Mutation]) -> int:
+        if mutations[0].value == b"0":
+            assert self.second_arrived.wait(30)
+        result = super().write(mutations)
+        if mutations[0].value == b"3":
+            self.second_arrived.set()
+        return result
+
+
+def test_the_last_row_of_a_key_wins_although_calls_overtake_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"key": f"k{n % 7}", "value": str(n)}) + "\n" for n in range(200)))
+    recorder = Overtaking()
+    summary = load_file(recorder, path, batch_rows=3, calls=4)  # type: ignore[arg-type]  # as above
+    assert summary.rows == 200
+    assert [batch[0].value for batch in recorder.batches[:2]] == [b"3", b"0"]
+    assert recorder.rows == {b"k%d" % (n % 7): b"%d" % n for n in range(193, 200)}
+
+
 def test_a_failed_write_says_how_much_was_written(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"key": "k{n}", "value": ""}}\n' for n in range(10)))
     recorder = Recorder(fail_after=2)
-    with pytest.raises(NotEnoughReplicasError, match=r"1 alive \(6 rows were written before\)"):
-        load_file(recorder, path, file_format=None, key_column=None, batch_rows=3)  # type: ignore[arg-type]  # as above
+    with pytest.raises(NotEnoughReplicasError, match=r"1 alive \(6 rows were written\)"):
+        load_file(recorder, path, batch_rows=3, calls=1)  # type: ignore[arg-type]  # as above
 
 
 @given(st.dictionaries(st.binary(min_size=1, max_size=40), st.binary(max_size=40)))

@@ -296,6 +296,39 @@ def test_an_unusable_data_directory_is_told_at_the_start(node_factory: NodeFacto
         assert len([line for line in node.log.splitlines() if line.startswith("kvstore serve:")]) == 1
 
 
+def with_files_of_at_most(kibibytes: int) -> list[str]:
+    """A disk that is full: writes beyond the limit fail."""
+    return ["sh", "-c", f'ulimit -f {kibibytes * 2}; exec "$@"', "sh"]
+
+
+def test_a_full_disk_at_the_start_is_one_clear_line(node_factory: NodeFactory) -> None:
+    node = node_factory(start=False)
+    node.prefix = with_files_of_at_most(4)
+    node.spawn()
+    assert node.wait() == 1
+    (line,) = node.log.splitlines()
+    assert line.startswith(f"kvstore serve: the data directory {node.data_dir} cannot be used: ")
+    assert "no space left" in line
+
+
+def test_a_disk_that_fills_up_fails_writes_and_not_the_node(node_factory: NodeFactory) -> None:
+    node = node_factory(start=False)
+    node.prefix = with_files_of_at_most(2048)
+    node.start()
+    with node.client() as client:
+        with pytest.raises(StorageError, match="no space left"):
+            fill_up(client)
+        rows = client.describe().row_count
+        assert rows > 10
+        assert len(list(client.scan())) == rows
+    node.kill()
+    node.prefix = []
+    node.start()
+    assert node.describe().row_count == rows
+    with node.client() as client:
+        client.put(b"after", b"there is room again")
+
+
 def fill_up(client: KeyValueClient) -> None:
     for number in range(1_000):
         client.put(b"key%d" % number, bytes(20_000))
