@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -419,6 +420,35 @@ def test_load_scan_dump_and_load_again(
     }
     piped = fresh.kvstore("load", "-", stdin=one.kvstore("dump").stdout)
     assert piped.returncode == 0
+
+
+def test_an_interrupted_load_is_exit_status_130_and_keeps_what_was_written(
+    node_factory: NodeFactory, eventually: Eventually
+) -> None:
+    node = node_factory()
+    command = [sys.executable, "-m", "kvstore", "load", "-", "--batch-rows", "1", "--node", node.clients]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(b'{"key": "a", "value": "1"}\n{"key": "b", "value": "2"}\n')
+        process.stdin.flush()
+        eventually(lambda: node.describe().row_count == 1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr is not None
+        assert process.stderr.read().decode().strip() == "interrupted"
+    assert [row.key for row in replica_of(node)] == [b"a"]
+
+
+def test_the_code_in_the_documentation_runs(node_factory: NodeFactory) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "kvstore.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    node = node_factory()
+    assert "127.0.0.1:9042" in code
+    code = code.replace("127.0.0.1:9042", node.clients)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert result.stdout.splitlines()[1] == "b'river' b'Seine'"
 
 
 def wait_for_line(process: subprocess.Popen[str], text: str) -> list[str]:
