@@ -49,7 +49,9 @@ def run_tests(arguments: list[str]) -> int:
     # pytest-benchmark cannot measure beside other workers and says so with a warning; warnings are errors here.
     # A file stays with one worker, so that what is expensive (the wheel, a cluster) is set up once.
     command = [sys.executable, "-m", "pytest", "-p", "no:benchmark", "-n", str(WORKERS), "--dist", "loadfile"]
-    return subprocess.run([*command, *arguments], cwd=ROOT, check=False, env=os.environ).returncode
+    # gRPC writes what it finds remarkable past pytest, possibly behind the summary line.
+    environment = {"GRPC_VERBOSITY": "ERROR", **os.environ}
+    return subprocess.run([*command, *arguments], cwd=ROOT, check=False, env=environment).returncode
 
 
 def main() -> int:
