@@ -664,6 +664,24 @@ async def test_refusals_are_logged_at_a_limited_rate(grpc_world: GrpcWorld, capl
     assert metrics.value("gossiper_refused_total", reason="cluster_mismatch") == 4
 
 
+async def test_a_peer_that_comes_too_early_or_too_late_is_no_warning(
+    grpc_world: GrpcWorld, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handler(request: Request) -> Reply:
+        if isinstance(request, GossipDigestSyn):
+            raise NotRunningError("stopped")
+        raise PeerProtocolError("protocol_version", "not ours")
+
+    client, _, _ = await grpc_world.start()
+    _, server, _ = await grpc_world.start(handler)
+    with caplog.at_level(logging.INFO, "gossiper.transport.inbound"):
+        for request in (SYN, ECHO):
+            with pytest.raises(TransportError):
+                await client.send(server, request, TIMEOUT_SECONDS)
+    levels = [record.levelname for record in caplog.records if record.name == "gossiper.transport.inbound"]
+    assert levels == ["INFO", "WARNING"]
+
+
 def test_targets_go_past_the_resolver_when_they_can() -> None:
     assert _target("127.0.0.1:7000") == "ipv4:127.0.0.1:7000"
     assert _target("[::1]:7000") == "ipv6:[::1]:7000"

@@ -106,7 +106,9 @@ class Inbound:
     def refuse(self, kind: str, peer: str, error: PeerProtocolError) -> None:
         """Count a refusal and log it at the limited rate."""
         self._metrics.increment("gossiper_refused_total", reason=error.reason)
-        self._log(logging.WARNING, kind, peer, error.reason, error.detail)
+        # A peer that knocks while this node starts or leaves does nothing wrong, and nobody has to do anything.
+        level = logging.INFO if error.reason == "not_running" else logging.WARNING
+        self._log(level, kind, peer, error.reason, error.detail)
 
     def _log(self, level: int, kind: str, peer: str, reason: str, detail: str) -> None:
         held_back = self._limiter.permit((peer, reason), self._clock())
