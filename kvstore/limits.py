@@ -51,8 +51,14 @@ MAP_BYTES_MAX: Final = 16 * 1024**4
 REPLICATION_FACTOR_MAX: Final = 99
 #: Nodes that ``kvstore cluster`` starts on one machine: 45 MB of memory each.
 LOCAL_NODES_MAX: Final = 20
-#: LOAD is a rough figure; the first soon, so that `nodetool status` shows it, the rest at Cassandra's rate.
-LOAD_FIRST_SECONDS: Final = 2.0
+#: LOAD is published with the first words of a node, then when it has moved by more than this share of what was said...
+LOAD_CHANGE_RATIO: Final = 0.1
+#: ... but not before so many gossip intervals: while rows are loaded it moves all the time, and every value is sent to
+#: every node ...
+LOAD_GAP_INTERVALS: Final = 10
+#: ... and at Cassandra's rate when it moved by less.
 LOAD_INTERVAL_SECONDS: Final = 60.0
+#: How often a node looks at its load, which costs two numbers of the store.
+LOAD_LOOK_SECONDS: Final = 1.0
 #: One line per (peer, reason) in this time.
 LOG_INTERVAL_SECONDS: Final = 60.0

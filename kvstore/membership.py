@@ -10,12 +10,12 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from gossiper import EndpointView, Gossiper
-from gossiper.core.application_states import DEAD_STATUSES, ApplicationState, Status
+from gossiper import ApplicationState, EndpointView, Gossiper, Status
 from kvstore.replication import EveryNode
 
-#: Hibernating is a state of a node that will be back.
-_GONE: Final = DEAD_STATUSES - {Status.HIBERNATE}
+#: Whoever says so of itself, or is said to by an operator, does not come back. A node that hibernates or has shut down
+#: does, and keeps its rows meanwhile.
+_GONE: Final = frozenset({Status.REMOVING, Status.REMOVED, Status.LEFT})
 #: What defines how rows look; nodes that differ in it cannot replicate to each other.
 _LAYOUT: Final = "kv(key bytes primary key, value bytes) version=hlc:48+16 digest=xxh3_128 format=1"
 SCHEMA_VERSION: Final = str(uuid.uuid5(uuid.UUID("8f6b2f0e-9c6e-5d1b-9a55-0f6d1b0c7a31"), _LAYOUT))

@@ -19,14 +19,20 @@ from antientropy.errors import AntiEntropyError, StoreInUseError
 from antientropy.service import RepairService
 from antientropy.store import Row
 from antientropy.stores.lmdb import LmdbRowStore
-from gossiper import EndpointAlive, EndpointRestarted, Gossiper, GossipError, NotRunningError
+from gossiper import ApplicationState, EndpointAlive, EndpointRestarted, Gossiper, GossipError, NotRunningError
 from gossiper.admin import GossipAdmin
-from gossiper.core.application_states import ApplicationState
 from gossiper.core.endpoints import canonical_endpoint, format_endpoint, parse_endpoint
 from kvstore.config import KvStoreConfig
 from kvstore.errors import StartError
 from kvstore.hlc import HybridLogicalClock
-from kvstore.limits import ADMIN_RPCS_MAX, CLIENT_RPCS_MAX, LOAD_FIRST_SECONDS, LOAD_INTERVAL_SECONDS
+from kvstore.limits import (
+    ADMIN_RPCS_MAX,
+    CLIENT_RPCS_MAX,
+    LOAD_CHANGE_RATIO,
+    LOAD_GAP_INTERVALS,
+    LOAD_INTERVAL_SECONDS,
+    LOAD_LOOK_SECONDS,
+)
 from kvstore.membership import SCHEMA_VERSION, ClusterMembership
 from kvstore.peers import KEYSPACE, LocalReplica, ReplicaCalls, ReplicaService
 from kvstore.replication import Coordinator
@@ -153,7 +159,7 @@ class KvStoreNode:
         repair = RepairService({KEYSPACE: ClockedStore(store, clock)}, self._membership)
         self._stack.push_async_callback(repair.stop)
         replica_service = ReplicaService(cluster_name=self.config.cluster_name, replica=replica)
-        gossiper = await self._start_gossiper([replica_service.register, repair.register])
+        gossiper = await self._start_gossiper(store, [replica_service.register, repair.register])
         await repair.start()
         calls = ReplicaCalls(cluster_name=self.config.cluster_name, local_endpoint=gossiper.endpoint, local=replica)
         self._stack.push_async_callback(calls.close)
@@ -231,9 +237,12 @@ class KvStoreNode:
         self._stack.callback(store.close)
         return store
 
-    async def _start_gossiper(self, services: Sequence[Callable[[grpc.aio.Server], None]]) -> Gossiper:
+    async def _start_gossiper(
+        self, store: LmdbRowStore, services: Sequence[Callable[[grpc.aio.Server], None]]
+    ) -> Gossiper:
         states = (
             (ApplicationState.SCHEMA.value, SCHEMA_VERSION),
+            (ApplicationState.LOAD.value, load_value(store.stored_bytes)),
             (ApplicationState.RPC_READY.value, "false"),
         )
         gossiper = Gossiper(self.config.gossip_config(states=states), services=services)
@@ -273,12 +282,17 @@ class KvStoreNode:
         return format_endpoint(host, port or parse_endpoint(self.addresses.clients)[1])
 
     async def _publish_load(self, gossiper: Gossiper, store: LmdbRowStore) -> None:
-        wait_seconds = LOAD_FIRST_SECONDS
+        """Keep LOAD, which was said at the start, close to the truth."""
+        loop = asyncio.get_running_loop()
+        published_bytes, published_at = store.stored_bytes, loop.time()
         while True:
-            await asyncio.sleep(wait_seconds)
+            await asyncio.sleep(LOAD_LOOK_SECONDS)
+            stored_bytes, age_seconds = store.stored_bytes, loop.time() - published_at
+            if not load_is_due(published_bytes, stored_bytes, age_seconds, self.config.interval_seconds):
+                continue
             with suppress(NotRunningError):
-                await gossiper.publish({ApplicationState.LOAD: str(float(store.stored_bytes))})
-            wait_seconds = LOAD_INTERVAL_SECONDS
+                await gossiper.publish({ApplicationState.LOAD: load_value(stored_bytes)})
+            published_bytes, published_at = stored_bytes, loop.time()
 
     async def _follow(self, gossiper: Gossiper, calls: ReplicaCalls) -> None:
         async for event in gossiper.events():
@@ -301,6 +315,26 @@ class KvStoreNode:
             tombstone_count=store.tombstone_count,
             stored_bytes=store.stored_bytes,
         )
+
+
+def load_value(stored_bytes: int) -> str:
+    """LOAD as Cassandra writes it: bytes, as a decimal fraction."""
+    return str(float(stored_bytes))
+
+
+def load_is_due(published_bytes: int, stored_bytes: int, age_seconds: float, interval_seconds: float) -> bool:
+    """Whether LOAD is to be published again.
+
+    Args:
+        published_bytes: What was said last.
+        stored_bytes: What is true now.
+        age_seconds: Since it was said.
+        interval_seconds: Of gossip.
+    """
+    if age_seconds >= LOAD_INTERVAL_SECONDS:
+        return True
+    changed = abs(stored_bytes - published_bytes) > LOAD_CHANGE_RATIO * published_bytes
+    return changed and age_seconds >= LOAD_GAP_INTERVALS * interval_seconds
 
 
 async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:

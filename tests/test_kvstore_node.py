@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import time
@@ -15,7 +16,7 @@ from gossiper import NotRunningError
 from kvstore import AsyncKeyValueClient, Consistency, KvStoreConfig, KvStoreNode, Mutation
 from kvstore.errors import ClockDriftError, StartError, UnreachableError
 from kvstore.hlc import HybridLogicalClock, version_at
-from kvstore.node import ClockedStore
+from kvstore.node import ClockedStore, load_is_due
 
 FREE = "127.0.0.1:0"
 
@@ -58,6 +59,38 @@ async def test_a_node_serves_and_announces_itself(tmp_path: Path) -> None:
         with pytest.raises(UnreachableError):
             await client.get(b"b")
     await node.stop()
+
+
+async def test_load_is_said_at_once_and_follows_the_store(tmp_path: Path) -> None:
+    async with KvStoreNode(config_of(tmp_path, interval_seconds=0.05)) as node:
+
+        def load() -> float:
+            (member,) = node.gossiper.members()
+            return float(member.get("LOAD") or "nan")
+
+        assert load() > 0
+        before = load()
+        async with AsyncKeyValueClient(node.addresses.clients) as client:
+            await client.write([Mutation(b"key%03d" % number, bytes(1000)) for number in range(500)])
+        async with asyncio.timeout(30):
+            while load() < before + 500_000:
+                await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("stored_bytes", "age_seconds", "due"),
+    [
+        (1_000, 59.9, False),
+        (1_000, 60.0, True),
+        (1_100, 59.9, False),
+        (1_101, 19.9, False),
+        (1_101, 20.0, True),
+        (899, 20.0, True),
+        (900, 59.9, False),
+    ],
+)
+def test_load_is_published_when_it_moved_and_not_too_often(stored_bytes: int, age_seconds: float, due: bool) -> None:
+    assert load_is_due(1_000, stored_bytes, age_seconds, interval_seconds=2.0) is due
 
 
 async def test_a_node_that_has_not_started_has_no_addresses(tmp_path: Path) -> None:
