@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 import sys
 import unicodedata
 import xml.etree.ElementTree as ET
@@ -177,6 +178,25 @@ def test_plain_output_has_no_control_characters(encoding: str) -> None:
     assert lines[-1] == "all replicas identical: 1"
     assert sum("loading" in line for line in lines) == 4
     assert max(len(line) for line in lines if "words" in line) <= 80
+
+
+LONG = "  UN  127.0.0.1:33529  16 KiB  1       100.0%            49f27ce5-75ab-4b44-a653-659d958b1d99  rack1"
+
+
+def test_a_long_line_breaks_at_a_word_on_a_terminal_and_nowhere_else() -> None:
+    for terminal in (True, False):
+        written = io.StringIO()
+        stage = Stage(console=Console(file=written, width=80, force_terminal=terminal, no_color=True))
+        stage.output(LONG)
+        stage.output("UN  " + "x" * 100)
+        lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in written.getvalue().splitlines()]
+        if terminal:
+            assert len(lines) == 4
+            assert [line.split() for line in lines[:2]] == [LONG.split()[:6], LONG.split()[6:]]
+            assert lines[1].startswith(" " * 6)
+            assert all(len(line) <= 80 for line in lines[:3])
+        else:
+            assert lines == ["  " + LONG, "  UN  " + "x" * 100]
 
 
 def test_the_picture_is_a_picture_without_links(tmp_path: Path) -> None:

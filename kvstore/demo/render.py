@@ -21,6 +21,8 @@ RECORDING_COLUMNS = 120
 """Width of the picture: the longest line of ``nodetool repair``, with its session id, fits."""
 PROSE_COLUMNS = 100
 """Sentences are not wider, however wide the terminal is."""
+CONTINUED_INDENT = " " * 6
+"""Before what did not fit into the line above: further in than everything that begins a line."""
 BAR_COLUMNS = 30
 PLAIN_PROGRESS_PARTS = 4
 """Where nothing can move, a line is printed after each quarter of the work,"""
@@ -85,13 +87,19 @@ class Stage:
         return self._terminal.is_terminal and not self._terminal.is_dumb_terminal
 
     def _print(self, line: Text) -> None:
-        """Print a line to every place; it is never broken here. Of blank lines that follow each other one is kept."""
+        """Print a line to every place. Of blank lines that follow each other one is kept.
+
+        On a terminal that is too narrow the line goes on below at a word, further in; elsewhere it is never broken, as
+        a program may read it.
+        """
         if not line.plain and self._blank:
             return
         self._blank = not line.plain
         for console in (self._terminal, self._recording):
-            if console is not None:
-                console.print(line, soft_wrap=True)
+            if console is None:
+                continue
+            for piece in _folded(line, console.width) if console.is_terminal else (line,):
+                console.print(piece, soft_wrap=True)
 
     def title(self, text: str) -> None:
         """The first line."""
@@ -117,7 +125,7 @@ class Stage:
         self._print(Text.assemble(("  $ ", "green"), (" ".join(arguments), "bold")))
 
     def output(self, line: str) -> None:
-        """A line that a command printed; never broken."""
+        """A line that a command printed."""
         text = Text(f"  {line}" if line else "")
         text.highlight_regex(r"^  UN\b", "bold green")
         text.highlight_regex(r"^  [D?]\w\b", "bold red")
@@ -210,6 +218,25 @@ class Stage:
             raise RuntimeError("nothing was recorded: make the stage with record=True")
         svg = self._recording.export_svg(title=title, code_format=SVG_TEMPLATE, unique_id="demo")
         path.write_text(svg, encoding="utf-8")
+
+
+def _folded(line: Text, columns: int) -> list[Text]:
+    """The line in pieces that fit; a word that does not fit into a line of its own stays whole."""
+    pieces = []
+    indent = ""
+    while len(indent) + len(line) > columns:
+        room = columns - len(indent)
+        begin = len(line.plain) - len(line.plain.lstrip())
+        space = line.plain.rfind(" ", begin, room + 1)
+        if space < 0:
+            space = line.plain.find(" ", room)
+        if space < 0:
+            break
+        pieces.append(Text(indent) + line[:space])
+        line = line[space:]
+        line = line[len(line.plain) - len(line.plain.lstrip()) :]
+        indent = CONTINUED_INDENT
+    return [*pieces, Text(indent) + line]
 
 
 class _PlainProgress:

@@ -242,8 +242,8 @@ class Story:
         )
         truth = verifier.summaries[0]
         self._stage.conclusion(
-            f"all replicas identical: {truth.row_count - truth.tombstone_count:,} rows and {truth.tombstone_count:,} "
-            f"tombstones on each of {NODES} nodes, root hash {truth.root.hex()}"
+            f"all replicas identical: {truth.row_count - truth.tombstone_count:,} rows, {truth.tombstone_count:,} "
+            f"tombstones, root hash {truth.root.hex()}"
         )
 
     async def _write(self, node: Node, label: str, mutations: Sequence[Mutation]) -> None:
