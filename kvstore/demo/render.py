@@ -23,7 +23,8 @@ PROSE_COLUMNS = 100
 """Sentences are not wider, however wide the terminal is."""
 CONTINUED_INDENT = " " * 6
 """Before what did not fit into the line above: further in than everything that begins a line."""
-BAR_COLUMNS = 30
+BAR_COLUMNS = 24
+"""With two gauges of half of it, or with a rate beside it, a line fits 80 columns."""
 PLAIN_PROGRESS_PARTS = 4
 """Where nothing can move, a line is printed after each quarter of the work,"""
 PLAIN_PROGRESS_SECONDS = 1.0
