@@ -1,0 +1,31 @@
+"""Test a service that uses a gossiper: whole clusters in one process, with faults at will, in virtual time.
+
+``MemoryCluster`` starts gossipers on an in-memory network. ``run`` runs a coroutine on a loop of virtual time, where a
+minute takes about as long as its computations; ``VirtualClock`` is the clock of one node there. For pytest there are
+fixtures in ``gossiper.testing.plugin``. See ``docs/testing.md``.
+"""
+
+from gossiper.simulation.virtual_loop import (
+    VirtualClock,
+    VirtualDeadlockError,
+    VirtualEventLoop,
+    VirtualLimitError,
+    VirtualRunner,
+    VirtualTimeError,
+    run,
+)
+from gossiper.testing.cluster import MemoryCluster
+from gossiper.transport.memory import MemoryNetwork, MemoryTransport
+
+__all__ = [
+    "MemoryCluster",
+    "MemoryNetwork",
+    "MemoryTransport",
+    "VirtualClock",
+    "VirtualDeadlockError",
+    "VirtualEventLoop",
+    "VirtualLimitError",
+    "VirtualRunner",
+    "VirtualTimeError",
+    "run",
+]
