@@ -5,6 +5,9 @@ minute takes about as long as its computations; ``VirtualClock`` is the clock of
 fixtures in ``gossiper.testing.plugin``. See ``docs/testing.md``.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from gossiper.simulation.virtual_loop import (
     VirtualClock,
     VirtualDeadlockError,
@@ -17,10 +20,14 @@ from gossiper.simulation.virtual_loop import (
 from gossiper.testing.cluster import MemoryCluster
 from gossiper.transport.memory import MemoryNetwork, MemoryTransport
 
+RunVirtual = Callable[..., Any]
+"""What the fixture ``run_virtual`` is, for annotations: takes a coroutine, returns what it returns."""
+
 __all__ = [
     "MemoryCluster",
     "MemoryNetwork",
     "MemoryTransport",
+    "RunVirtual",
     "VirtualClock",
     "VirtualDeadlockError",
     "VirtualEventLoop",

@@ -18,15 +18,11 @@ So they need no other plugin, and do not mind one that runs ``async def`` tests 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-from gossiper.simulation.virtual_loop import VirtualClock, VirtualRunner
-from gossiper.testing.cluster import MemoryCluster
-
-RunVirtual = Callable[..., Any]
+from gossiper.testing import MemoryCluster, RunVirtual, VirtualClock, VirtualRunner
 
 
 @pytest.fixture
