@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from antientropy.core import hashing
 from antientropy.core.merkle import EMPTY_ROOT, HashTree
 from antientropy.core.rows import RowDigests
 from antientropy.core.tokens import TOKEN_MAX
+from antientropy.limits import LMDB_READERS_MAX
 
 Store = MemoryRowStore | LmdbRowStore
 FULL = TokenRange.full()
@@ -370,6 +372,27 @@ def test_errors_of_a_full_disk_are_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr("antientropy.stores.lmdb._DISK_BYTES_LEFT_MIN", 2**62)
     with pytest.raises(StoreFullError, match="no space left"), _translated(tmp_path, "write"):
         raise short_write
+
+
+def test_the_lock_file_has_no_holes(tmp_path: Path) -> None:
+    """It is written through a memory map: without room on disk for it the process would end by SIGBUS."""
+    with LmdbRowStore(tmp_path):
+        status = (tmp_path / "lock.mdb").stat()
+    assert status.st_blocks * 512 >= status.st_size > 64 * LMDB_READERS_MAX
+
+
+@pytest.mark.parametrize("content", [b"", b"x"])
+def test_no_room_for_the_lock_file_is_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "lock.mdb").write_bytes(content)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        with pytest.raises(StoreFullError, match="no space left"):
+            LmdbRowStore(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (tmp_path / "lock.mdb").read_bytes() == content
+    LmdbRowStore(tmp_path).close()
 
 
 def test_a_file_in_place_of_the_directory(tmp_path: Path) -> None:

@@ -55,6 +55,9 @@ _TOMBSTONE: Final = 1
 _HEADER_TYPE: Final = np.dtype([("version", ">u8"), ("flags", "u1"), ("digest", ">u8", (2,))])
 #: Rows that a snapshot reads while it holds its lock; their values are in memory together.
 _ROWS_PER_TURN: Final = 64
+#: The head of LMDB's lock file and a slot for every reader, as lmdb 0.9 lays it out on 64 bits: it takes a file that is
+#: larger as it is, and as many readers as that holds.
+_LOCK_FILE_BYTES: Final = 256 + 64 * LMDB_READERS_MAX
 #: Less free disk than this explains a failed write.
 _DISK_BYTES_LEFT_MIN: Final = 1024 * 1024
 _FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -93,6 +96,7 @@ class LmdbRowStore:
         self._owner = _lock_directory(self.path)
         try:
             with _translated(self.path, "open"):
+                _reserve_lock_file(self.path)
                 self._environment = lmdb.open(
                     str(self.path),
                     map_size=map_bytes_max,
@@ -495,6 +499,25 @@ def _lock_directory(path: Path) -> int:
         os.close(owner)
         raise StoreInUseError(f"{path}: in use by another store or process; stop that one, or name another") from error
     return owner
+
+
+def _reserve_lock_file(path: Path) -> None:
+    """Give LMDB's lock file its room on disk; what it holds stays.
+
+    LMDB makes it as a hole and writes to it through a memory map: on a full disk that is no error but SIGBUS, which
+    ends the process without a word.
+
+    Raises:
+        OSError: there is no room, or no right to write.
+    """
+    descriptor = os.open(path / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, _LOCK_FILE_BYTES)
+        elif os.fstat(descriptor).st_size == 0:
+            os.write(descriptor, bytes(_LOCK_FILE_BYTES))
+    finally:
+        os.close(descriptor)
 
 
 def _os_error(path: Path, action: str, code: int, reason: str) -> StoreError:
