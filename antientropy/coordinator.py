@@ -397,6 +397,7 @@ class RepairRun:
 
     async def _say(self, message: str, *, outcome: RepairOutcome | None = None) -> None:
         self._statistics.elapsed_seconds = time.monotonic() - self._started_at
+        logger.info("repair %s: %s", self.session_id, message)
         await self._emit(
             RepairUpdate(self.session_id, message, self._phase, self._progress, replace(self._statistics), outcome)
         )

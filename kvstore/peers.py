@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,6 @@ from antientropy.stores.lmdb import LmdbRowStore
 from kvstore.errors import InvalidRequestError, KvStoreError, OverloadedError, StorageError, WrongClusterError
 from kvstore.hlc import HybridLogicalClock
 from kvstore.limits import (
-    LOG_INTERVAL_SECONDS,
     MUTATIONS_PER_CALL_MAX,
     PAGE_BYTES_MAX,
     PAGE_EXAMINED_MAX,
@@ -32,6 +30,7 @@ from kvstore.limits import (
     REPLICA_CALLS_IN_FLIGHT_MAX,
     SCAN_SLICE_ROWS,
 )
+from kvstore.logs import LogLimiter
 from kvstore.replication import Page
 from kvstore.v1 import kvstore_pb2 as pb
 from kvstore.v1 import kvstore_pb2_grpc as pb_grpc
@@ -247,7 +246,7 @@ class ReplicaService(pb_grpc.ReplicaServiceServicer):
     def __init__(self, *, cluster_name: str, replica: LocalReplica) -> None:
         self._cluster_name = cluster_name
         self._replica = replica
-        self._logged_at: dict[str, float] = {}
+        self._log_limiter = LogLimiter()
         self.refused: Counter[str] = Counter()
         """Refused calls by reason."""
 
@@ -298,12 +297,6 @@ class ReplicaService(pb_grpc.ReplicaServiceServicer):
     def _check_sender(self, cluster_name: str, keyspace: str, context: _Context) -> None:
         if cluster_name == self._cluster_name and keyspace == KEYSPACE:
             return
-        peer = context.peer().rpartition(":")[0]
-        now = time.monotonic()
-        if now - self._logged_at.get(peer, -LOG_INTERVAL_SECONDS) >= LOG_INTERVAL_SECONDS:
-            # Bounded: whoever sends from thousands of addresses clears the memory of what was logged, no more.
-            if len(self._logged_at) >= 1_000:
-                self._logged_at.clear()
-            self._logged_at[peer] = now
+        if self._log_limiter.permit(context.peer().rpartition(":")[0]) is not None:
             _log.warning("refused rows from %s: cluster %r, keyspace %r", context.peer(), cluster_name, keyspace)
         raise WrongClusterError(f"this is cluster {self._cluster_name!r}, keyspace {KEYSPACE!r}")

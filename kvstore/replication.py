@@ -32,6 +32,7 @@ from kvstore.errors import (
 )
 from kvstore.hlc import HybridLogicalClock
 from kvstore.limits import PAGE_ROWS_MAX
+from kvstore.logs import LogLimiter
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -154,6 +155,7 @@ class Coordinator:
         self._clock = clock
         self._write_timeout_seconds = write_timeout_seconds
         self._read_timeout_seconds = read_timeout_seconds
+        self._log_limiter = LogLimiter()
         self._background: set[asyncio.Task[object]] = set()
 
     async def write(self, mutations: Sequence[Mutation], timeout_seconds: float | None = None) -> int:
@@ -316,6 +318,9 @@ class Coordinator:
                         raise error
         finally:
             self._leave(pending, tasks, keep_going=keep_going)
+        if keep_going:
+            for endpoint, failure in failures.items():
+                self._missed(endpoint, failure)
         return answers
 
     def _leave(
@@ -324,14 +329,26 @@ class Coordinator:
         for task in pending:
             if not keep_going:
                 task.cancel()
-            endpoint = tasks[task]
             self._background.add(task)  # type: ignore[arg-type]  # a Task: its coroutine came from `calls`
-            task.add_done_callback(lambda task, endpoint=endpoint: self._left(task, endpoint))  # type: ignore[misc]
+            replica = tasks[task] if keep_going else None
+            task.add_done_callback(lambda task, replica=replica: self._left(task, replica))  # type: ignore[misc]
 
-    def _left(self, task: asyncio.Task[object], endpoint: str) -> None:
+    def _left(self, task: asyncio.Task[object], replica: str | None) -> None:
+        """Take note of the end of a call; ``replica`` is the one that was to write, None for a read."""
         self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.debug("replica %s missed a request that a majority answered: %s", endpoint, error)
+        if not task.cancelled() and (error := task.exception()) is not None and replica is not None:
+            self._missed(replica, error)
+
+    def _missed(self, endpoint: str, error: BaseException) -> None:
+        """A write failed at one replica, whatever the others say: only repair brings it what it lacks."""
+        held_back = self._log_limiter.permit(endpoint)
+        if held_back is not None:
+            _log.warning(
+                "replica %s missed a write: %s; run `nodetool repair` when it is well again (held_back=%d)",
+                endpoint,
+                error,
+                held_back,
+            )
 
     async def close(self) -> None:
         """Wait for calls whose answers nobody needed; each has its own deadline."""

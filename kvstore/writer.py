@@ -7,6 +7,7 @@ bounded queue and is committed together. A write is acknowledged after the commi
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,9 @@ from typing import Protocol
 from antientropy.store import Row
 from kvstore.errors import OverloadedError, StoppingError, StorageError
 from kvstore.limits import COMMIT_BYTES_MAX, COMMIT_ROWS_MAX, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ROWS_MAX
+from kvstore.logs import LogLimiter
+
+_log = logging.getLogger(__name__)
 
 _ROW_OVERHEAD_BYTES = 64
 """Version, flags and objects around a row; keeps empty rows from being free."""
@@ -68,6 +72,7 @@ class GroupCommitWriter:
         self._wake = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
+        self._log_limiter = LogLimiter()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kvstore-commit")
         self.commits = 0
         """Transactions so far, failed ones included."""
@@ -132,6 +137,10 @@ class GroupCommitWriter:
                 await loop.run_in_executor(self._executor, self._store.apply, rows)
             except Exception as error:  # noqa: BLE001 - whatever the store raises belongs to those who wait for it
                 self.failures += 1
+                # Others may acknowledge these writes, so no client has to see that this disk is in need.
+                held_back = self._log_limiter.permit(type(error).__name__)
+                if held_back is not None:
+                    _log.error("%d rows were not written: %s (held_back=%d)", len(rows), error, held_back)
                 self._finish(group, StorageError(f"not written: {error}"))
             else:
                 self._finish(group, None)

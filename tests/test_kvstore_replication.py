@@ -206,6 +206,18 @@ async def test_failures_that_make_a_majority_impossible_are_told_at_once(cluster
     assert str(caught.value) == f"needs 2 of 3 replicas: {TWO}: connection refused; {THREE}: disk full"
 
 
+async def test_a_replica_that_misses_an_acknowledged_write_is_named_in_the_log_once(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.replicas.faults = {THREE: StorageError("disk full")}
+    for _ in range(3):
+        await cluster.put(b"city", b"Paris")
+        await cluster.coordinator.read(b"city", Consistency.QUORUM)
+    await cluster.coordinator.close()
+    (line,) = caplog.messages
+    assert line.startswith(f"replica {THREE} missed a write: disk full; run `nodetool repair`")
+
+
 async def test_failures_of_one_kind_keep_their_class(cluster: Cluster) -> None:
     cluster.replicas.faults = dict.fromkeys((TWO, THREE), StorageError("disk full"))
     with pytest.raises(StorageError, match="disk full"):

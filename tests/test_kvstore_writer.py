@@ -156,7 +156,7 @@ async def test_what_was_acknowledged_is_in_the_store(tmp_path: Path) -> None:
         store.close()
 
 
-async def test_a_full_store_refuses_writes_and_still_reads(tmp_path: Path) -> None:
+async def test_a_full_store_refuses_writes_and_still_reads(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = LmdbRowStore(tmp_path / "rows", map_bytes_max=1024 * 1024, durable=False)
     try:
         async with GroupCommitWriter(store) as writer:
@@ -164,6 +164,9 @@ async def test_a_full_store_refuses_writes_and_still_reads(tmp_path: Path) -> No
             failures = [result for (result,) in results if result is not None]
             assert all(isinstance(failure, StorageError) for failure in failures)
             assert "map_bytes_max" in str(failures[0])
+            (line,) = caplog.messages
+            assert "1 rows were not written" in line
+            assert "map_bytes_max" in line
             assert 0 < store.row_count == 200 - len(failures)
             assert store.get(b"key0") == row(0, 10_000)
     finally:
