@@ -1,0 +1,203 @@
+"""A whole cluster: machines, network, truth, trace, and what an operator can do to it.
+
+Lives here: what there is and its beginning and end. Not here: which faults come when (``faults``), what must hold
+(``checkers``, ``convergence``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import xxhash
+
+from gossiper.core.engine import Notify
+from gossiper.errors import LocalStateError
+from gossiper.events import EndpointAlive, EndpointDead, EndpointJoined, EndpointRestarted, StateChanged
+from gossiper.simulation.checkers import Checkers
+from gossiper.simulation.loop import VirtualLoop
+from gossiper.simulation.machine import GenerationFile, Machine, MachineClock
+from gossiper.simulation.network import Network
+from gossiper.simulation.options import SimulationOptions, Swarm
+from gossiper.simulation.process import Process
+from gossiper.simulation.trace import Trace
+from gossiper.simulation.truth import Truth
+
+PORT: Final = 7000
+#: Nodes present at the start begin within so many seconds of each other.
+START_SPREAD_SECONDS: Final = 2.0
+
+
+class Cluster:
+    """Everything that one seed brings about."""
+
+    def __init__(
+        self, options: SimulationOptions, swarm: Swarm, *, trace_sink: Callable[[str], object] | None = None
+    ) -> None:
+        self.options = options
+        self.swarm = swarm
+        self.loop = VirtualLoop(options.seed)
+        self.trace = Trace(self.loop, trace_sink)
+        self.truth = Truth()
+        self.checkers = Checkers(self.truth)
+        self.network = Network(self.loop, swarm)
+        self.faults: Counter[str] = Counter()
+        """Operations and faults that really happened, by kind."""
+        self.counters: Counter[str] = Counter()
+        """Counters of all engines and shells together."""
+        self.machines: list[Machine] = []
+        self.node_seconds = 0.0
+        """Virtual time that processes ran, summed over them."""
+        self.faults_over = False
+        """From now on nothing new happens; what is broken outside the core stays so."""
+        self._core: frozenset[int] = frozenset()
+        self._rng = self.loop.stream("cluster")
+        self._started: dict[int, float] = {}
+        self._addresses = 0
+        self._seeds = tuple(self._new_endpoint(index) for index in range(swarm.seeds))
+        for _ in range(swarm.nodes_at_start):
+            machine = self.add_machine()
+            self.loop.at(self._rng.uniform(0.0, START_SPREAD_SECONDS), self.start, machine)
+
+    # -- machines ----------------------------------------------------------------------------------------------------
+
+    def _new_endpoint(self, index: int) -> str:
+        """An address that nobody had before."""
+        self._addresses += 1
+        return f"10.{self._addresses >> 8 & 255}.{self._addresses & 255}.{index % 250 + 1}:{PORT}"
+
+    def add_machine(self) -> Machine:
+        """One more machine, on which nothing runs yet."""
+        index = len(self.machines)
+        endpoint = self._seeds[index] if index < len(self._seeds) else self._new_endpoint(index)
+        rng = self.loop.stream(f"machine/{index}")
+        offset = rng.uniform(-2.0, 2.0) if rng.random() < 0.7 else rng.uniform(-3600.0, 3600.0)
+        machine = Machine(
+            index=index,
+            endpoint=endpoint,
+            seeds=self._seeds,
+            clock=MachineClock(rng.uniform(0.0, 1e6), offset),
+            disk=GenerationFile(rng),
+        )
+        self.machines.append(machine)
+        self.network.register(endpoint, machine)
+        return machine
+
+    def move(self, machine: Machine) -> None:
+        """Give a machine without a process a new address; the old one leads nowhere from now on."""
+        machine.former_endpoints.append(machine.endpoint)
+        machine.endpoint = self._new_endpoint(machine.index)
+        self.network.register(machine.endpoint, machine)
+        self.trace.line(f"move {machine.former_endpoints[-1]} to {machine.endpoint}")
+
+    def running(self) -> list[Machine]:
+        """Machines on which a process runs that is not about to stop, by index."""
+        return [m for m in self.machines if m.process is not None and not m.process.stopping]
+
+    def free(self) -> list[Machine]:
+        """Machines without a process, by index."""
+        return [machine for machine in self.machines if machine.process is None]
+
+    def end_faults(self, core: list[Machine]) -> None:
+        """Faults end among ``core``; everything else stays as it is at this moment, for good."""
+        self.faults_over = True
+        self._core = frozenset(machine.index for machine in core)
+        self.network.calm(self._core)
+        self.trace.line(f"faults end among {sorted(self._core)}")
+        for machine in core:
+            process = machine.process
+            machine.disk.restore_writes()
+            if process is None:
+                self.start(machine)
+            else:
+                process.slow_seconds = 0.0
+                if process.paused:
+                    process.resume()
+
+    def frozen(self, machine: Machine) -> bool:
+        """Whether what is wrong with this machine stays so."""
+        return self.faults_over and machine.index not in self._core
+
+    # -- processes ---------------------------------------------------------------------------------------------------
+
+    def start(self, machine: Machine) -> bool:
+        """Start a process; False when one runs already or the disk does not let it."""
+        machine.restart_pending = False
+        if machine.process is not None or self.frozen(machine):
+            return False
+        machine.powered = True
+        machine.incarnations += 1
+        try:
+            machine.process = Process(self, machine)
+        except LocalStateError as error:
+            self.trace.line(f"start {machine.endpoint} fails: {error}")
+            self.faults["start_failed"] += 1
+            return False
+        self._started[machine.index] = self.loop.now
+        self.trace.line(f"start {machine.endpoint} generation {machine.process.engine.generation}")
+        return True
+
+    def kill(self, machine: Machine, *, power_off: bool = False) -> None:
+        """End a process without a word."""
+        if machine.process is None:
+            return
+        self.trace.line(f"kill {machine.endpoint}{' with its machine' if power_off else ''}")
+        self._ended(machine)
+        machine.powered = not power_off
+
+    def stopped(self, process: Process) -> None:
+        """A process has shut down in good order."""
+        self.trace.line(f"stop {process.endpoint}")
+        self._ended(process.machine)
+        if process.machine.index in self._core:
+            self.loop.after(1.0, self.start, process.machine)
+
+    def _ended(self, machine: Machine) -> None:
+        if machine.process is not None:
+            machine.process.kill()
+            machine.process = None
+            self.node_seconds += self.loop.now - self._started.pop(machine.index)
+
+    def generation_used_before(self, process: Process) -> None:
+        """A node without its file is about to repeat a generation: it dies, and an operator restores a backup."""
+        machine = process.machine
+        self.faults["backup_restored"] += 1
+        self.kill(machine)
+        machine.disk.restore(self.truth.greatest_generation(machine.endpoint))
+        machine.restart_pending = True
+        self.loop.after(self._rng.uniform(1.0, 10.0), self.start, machine)
+
+    def finish(self) -> None:
+        """Account for the processes that still run."""
+        for started in self._started.values():
+            self.node_seconds += self.loop.now - started
+        self._started.clear()
+
+    # -- what processes report ---------------------------------------------------------------------------------------
+
+    def delivered(self, kind: str, source: int | str, destination: str, data: bytes) -> None:
+        """A process has taken a packet."""
+        network = self.network
+        network.messages += 1
+        network.bytes += len(data)
+        self.trace.line(f"{kind} {source} > {destination} {len(data)} {xxhash.xxh3_64_hexdigest(data)}")
+
+    def notified(self, effect: Notify) -> None:
+        """An engine told its subscribers."""
+        event = effect.event
+        match event:
+            case EndpointJoined(endpoint, new):
+                self.trace.line(f"joined {endpoint} generation {new.generation}")
+            case EndpointAlive(endpoint, _, new):
+                self.counters["alive"] += 1
+                self.trace.line(f"alive {endpoint} generation {new.generation}")
+            case EndpointDead(endpoint, old, _, reason):
+                self.counters["convicted" if reason == "convicted" else "dead_by_status"] += 1
+                self.trace.line(f"dead {endpoint} generation {old.generation} {reason}")
+            case EndpointRestarted(endpoint, old, new):
+                self.trace.line(f"restarted {endpoint} generation {old.generation} to {new.generation}")
+            case StateChanged(endpoint, _, new, keys):
+                self.trace.line(f"changed {endpoint} version {new.states_version} {','.join(keys)}")
+            case _:
+                self.trace.line(type(event).__name__)

@@ -1,0 +1,347 @@
+"""One incarnation of a gossiper on a simulated machine: what ``gossiper.node`` is to a real one.
+
+It feeds the engine, carries out effects, encodes and decodes every message, waits for answers until their deadline,
+and obeys the same limits of sends in flight. It can be paused (as by SIGSTOP: what arrives waits in the kernel) and
+slow. New effects of the engine need one more entry in ``_carry_out``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from gossiper.core.application_states import ApplicationState, Status
+from gossiper.core.engine import (
+    CAPABILITIES,
+    PROTOCOL_VERSION,
+    Answer,
+    Count,
+    EngineConfig,
+    EngineEvent,
+    GenerationPersisted,
+    GossipEngine,
+    Notify,
+    PersistGeneration,
+    Publish,
+    Published,
+    ReplyReceived,
+    RequestReceived,
+    RoundDue,
+    Send,
+    SendFailed,
+    ShutdownRequested,
+    Warn,
+)
+from gossiper.core.messages import Reply, Request
+from gossiper.core.versions import Now, next_generation
+from gossiper.errors import LocalStateError, PeerProtocolError, PublishError
+from gossiper.limits import MESSAGE_BYTES_MAX, SENDS_IN_FLIGHT_MAX, SENDS_IN_FLIGHT_PER_PEER_MAX
+from gossiper.simulation.loop import Action
+from gossiper.simulation.violation import InvariantViolation
+from gossiper.transport.inbound import DECODERS
+from gossiper.wire import codec
+
+if TYPE_CHECKING:
+    from gossiper.simulation.cluster import Cluster
+    from gossiper.simulation.machine import Machine
+
+CLUSTER_NAME: Final = "simulation"
+#: The shell's defaults: ``GossipConfig`` with an interval of one second.
+INTERVAL_MS: Final = 1000
+TIMEOUT_SECONDS: Final = 1.0
+SHUTDOWN_GRACE_SECONDS: Final = 2.0
+#: Writing and syncing the identity file.
+PERSIST_SECONDS_MAX: Final = 0.05
+#: Reasons for which an honest node may refuse an honest message; any other is a finding.
+REFUSALS_EXPECTED: Final = frozenset({"not_running"})
+
+
+class Process:
+    """A running gossiper; ``engine`` is its state."""
+
+    def __init__(self, cluster: Cluster, machine: Machine) -> None:
+        """Begin a new incarnation: its generation is on disk before anybody hears of it.
+
+        Raises:
+            LocalStateError: the disk does not let it.
+        """
+        self.cluster = cluster
+        self.machine = machine
+        self.endpoint = machine.endpoint
+        self.alive = True
+        self.stopping = False
+        self.paused = False
+        self.slow_seconds = 0.0
+        self._loop = cluster.loop
+        self._network = cluster.network
+        self._rng = cluster.loop.stream(f"process/{machine.index}/{machine.incarnations}")
+        self._waiting: list[tuple[Action, tuple[Any, ...]]] = []
+        self._busy_until = 0.0
+        self._calls: dict[int, tuple[str, Request]] = {}
+        self._in_flight: Counter[tuple[str, type[Request]]] = Counter()
+        self._call = 0
+        self._ticket = 0
+        self._encoded: tuple[Request, bytes] | None = None
+        self.published: dict[int, Mapping[str, str | None]] = {}
+        """Publishes that are not acknowledged yet, by ticket; the checkers take them out."""
+        self._carry_out: dict[type, Callable[[Any], None]] = {
+            Send: self._send,
+            Notify: cluster.notified,
+            Published: self._published,
+            PersistGeneration: self._persist,
+            Count: self._count,
+            Warn: self._warn,
+        }
+        now = self.now()
+        generation = cluster.truth.unused_generation(
+            self.endpoint, next_generation(machine.disk.load(), now.wall), lost=machine.disk.load() is None
+        )
+        machine.disk.store(generation)
+        self.engine = GossipEngine(
+            EngineConfig(
+                cluster_name=CLUSTER_NAME,
+                endpoint=self.endpoint,
+                interval_ms=INTERVAL_MS,
+                echo_retry_seconds=2 * TIMEOUT_SECONDS,
+                seeds=machine.seeds,
+            ),
+            generation=generation,
+            values=self._initial_values(),
+            rng=self._rng,
+            now=now,
+        )
+        self.observer = cluster.checkers.observe(self)
+        self._schedule_round()
+
+    def _initial_values(self) -> dict[str, str | None]:
+        return {
+            ApplicationState.DC: "dc1",
+            ApplicationState.RACK: f"rack{self.machine.index % 3}",
+            ApplicationState.RELEASE_VERSION: "simulated",
+            ApplicationState.NET_VERSION: str(PROTOCOL_VERSION),
+            ApplicationState.CAPABILITIES: CAPABILITIES,
+            ApplicationState.HOST_ID: self.machine.disk.host_id,
+            ApplicationState.INTERNAL_ADDRESS_AND_PORT: self.endpoint,
+            ApplicationState.STATUS: Status.NORMAL.value,
+        }
+
+    def now(self) -> Now:
+        """Both clocks of its machine."""
+        return self.machine.clock.now(self._loop.now)
+
+    # -- scheduling: pauses and slowness ----------------------------------------------------------------------------
+
+    def _run(self, action: Action, *arguments: Any) -> None:
+        """Run ``action`` when this process gets to it, if it lives to see that."""
+        if not self.alive:
+            return
+        if self.paused:
+            self._waiting.append((action, arguments))
+        elif self.slow_seconds:
+            self._busy_until = max(self._busy_until, self._loop.now) + self._rng.expovariate(1 / self.slow_seconds)
+            self._loop.at(self._busy_until, self._run_late, action, arguments)
+        else:
+            action(*arguments)
+
+    def _run_late(self, action: Action, arguments: tuple[Any, ...]) -> None:
+        if self.paused:
+            self._waiting.append((action, arguments))
+        elif self.alive:
+            action(*arguments)
+
+    def pause(self) -> None:
+        """Stand still; what arrives waits."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Go on. Whether timers or packets are seen first after a pause is a matter of luck."""
+        self.paused = False
+        waiting, self._waiting = self._waiting, []
+        timers = [item for item in waiting if item[0] == self._round]
+        packets = [item for item in waiting if item[0] != self._round]
+        for action, arguments in timers + packets if self._rng.random() < 0.5 else packets + timers:
+            self._run(action, *arguments)
+
+    def _schedule_round(self) -> None:
+        self._due = self._loop.now + INTERVAL_MS / 1000
+        self._loop.at(self._due + self._rng.uniform(0.0, 0.005), self._run, self._round)
+
+    def _round(self) -> None:
+        if self.stopping:
+            return
+        # After a pause one round is run, not all that were missed.
+        self._due = max(self._due + INTERVAL_MS / 1000, self._loop.now)
+        self._loop.at(self._due + self._rng.uniform(0.0, 0.005), self._run, self._round)
+        self.do(RoundDue())
+
+    # -- the engine --------------------------------------------------------------------------------------------------
+
+    def do(self, event: EngineEvent) -> Reply | None:
+        """Let the engine decide, have the checkers look at what it did, carry out what it wants."""
+        now = self.now()
+        effects = self.engine.handle(event, now)
+        self.observer.check(event, effects, now)
+        answer: Reply | None = None
+        for effect in effects:
+            if type(effect) is Answer:
+                if answer is not None or type(event) is not RequestReceived:
+                    raise InvariantViolation(
+                        "one_answer", f"{self.endpoint} answers {type(event).__name__} once too often"
+                    )
+                answer = effect.reply
+            else:
+                self._carry_out[type(effect)](effect)
+        return answer
+
+    def _published(self, effect: Published) -> None:
+        """Nobody waits for it but the checkers, which have seen it already."""
+        self.cluster.counters["published"] += 1
+        self.cluster.trace.line(f"published {self.endpoint} version {effect.version}")
+
+    def _persist(self, effect: PersistGeneration) -> None:
+        self._loop.after(self._rng.uniform(0.0, PERSIST_SECONDS_MAX), self._run, self._persisted, effect.generation)
+
+    def _persisted(self, generation: int) -> None:
+        if self.cluster.truth.used(self.endpoint, generation):
+            # Only after the identity file was lost: nobody could know. An operator has to help.
+            self.cluster.generation_used_before(self)
+            return
+        try:
+            self.machine.disk.store(generation)
+        except LocalStateError as error:
+            self.cluster.trace.line(f"disk {self.endpoint} generation {generation}: {error}")
+            return
+        self.do(GenerationPersisted(generation))
+
+    def _count(self, effect: Count) -> None:
+        self.cluster.counters[effect.name] += effect.amount
+        if effect.name == "gossiper_refused_entries_total":
+            raise InvariantViolation(
+                "honest_entry_refused", f"{self.endpoint} left out {effect.amount}: {effect.label}"
+            )
+
+    def _warn(self, effect: Warn) -> None:
+        self.cluster.trace.line(f"warn {self.endpoint} {effect.key}: {effect.text}")
+
+    # -- operations --------------------------------------------------------------------------------------------------
+
+    def publish(self, values: Mapping[str, str | None]) -> None:
+        """Publish as an application would; waits while the process is paused."""
+        self._run(self._publish, values)
+
+    def _publish(self, values: Mapping[str, str | None]) -> None:
+        if self.stopping:
+            return
+        self._ticket += 1
+        self.published[self._ticket] = values
+        try:
+            self.do(Publish(values, self._ticket))
+        except PublishError as error:
+            raise InvariantViolation("publish_refused", f"{self.endpoint}: {error}") from error
+
+    def shut_down(self) -> None:
+        """Announce the end, wait for the peers up to the grace, stop."""
+        self._run(self._shut_down)
+
+    def _shut_down(self) -> None:
+        if self.stopping:
+            return
+        self.stopping = True
+        self.do(ShutdownRequested())
+        self._loop.after(SHUTDOWN_GRACE_SECONDS, self._run, self._stop)
+
+    def _stop(self) -> None:
+        if self.alive:
+            self.cluster.stopped(self)
+
+    def kill(self) -> None:
+        """Be gone, now. What is under way in the network arrives; answers to this process do not."""
+        self.alive = False
+        self._calls.clear()
+        self._waiting.clear()
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    def _send(self, effect: Send) -> None:
+        peer, request = effect.peer, effect.request
+        kind = (peer, type(request))
+        if self._in_flight[kind] >= SENDS_IN_FLIGHT_PER_PEER_MAX or len(self._calls) >= SENDS_IN_FLIGHT_MAX:
+            self.cluster.counters["sends_skipped"] += 1
+            self.do(SendFailed(peer, request, "busy"))
+            return
+        self._in_flight[kind] += 1
+        self._call += 1
+        call = self._call
+        self._calls[call] = (peer, request)
+        self._network.request(self, call, peer, codec.KINDS[type(request)], self._encode(request))
+        self._loop.after(TIMEOUT_SECONDS, self._run, self._ended, call, "deadline")
+
+    def _encode(self, request: Request) -> bytes:
+        # One SYN goes to up to three peers of a round.
+        if self._encoded is None or self._encoded[0] is not request:
+            self._encoded = (request, _bounded(codec.encode(request)))
+        return self._encoded[1]
+
+    def answered(self, call: int, data: bytes) -> None:
+        """The network brings an answer."""
+        self._run(self._answered, call, data)
+
+    def _answered(self, call: int, data: bytes) -> None:
+        found = self._take_call(call)
+        if found is None:
+            return
+        peer, request = found
+        self.cluster.delivered("answer", peer, self.endpoint, data)
+        try:
+            reply = codec.decode_reply_to(request, data)
+        except PeerProtocolError as error:
+            raise InvariantViolation("honest_message_refused", f"{self.endpoint} refuses an answer: {error}") from error
+        self.do(ReplyReceived(peer, request, reply))
+
+    def failed(self, call: int, reason: str) -> None:
+        """The network brings a refusal."""
+        self._run(self._ended, call, reason)
+
+    def _ended(self, call: int, reason: str) -> None:
+        found = self._take_call(call)
+        if found is not None:
+            self.do(SendFailed(found[0], found[1], reason))
+
+    def _take_call(self, call: int) -> tuple[str, Request] | None:
+        found = self._calls.pop(call, None)
+        if found is not None:
+            kind = (found[0], type(found[1]))
+            self._in_flight[kind] -= 1
+            if not self._in_flight[kind]:
+                del self._in_flight[kind]
+        return found
+
+    # -- receiving ---------------------------------------------------------------------------------------------------
+
+    def requested(self, kind: str, data: bytes, source: int, caller: Process | None, call: int) -> None:
+        """The network brings a request; ``caller`` None: nobody waits for the answer (a replay)."""
+        self._run(self._requested, kind, data, source, caller, call)
+
+    def _requested(self, kind: str, data: bytes, source: int, caller: Process | None, call: int) -> None:
+        self.cluster.delivered(kind, source, self.endpoint, data)
+        try:
+            reply = self.do(RequestReceived(DECODERS[kind](data)))
+        except PeerProtocolError as error:
+            if error.reason not in REFUSALS_EXPECTED:
+                raise InvariantViolation(
+                    "honest_message_refused", f"{self.endpoint} refuses a {kind}: {error}"
+                ) from error
+            if caller is not None:
+                self._network.refuse(self.machine, caller, call, "refused")
+            return
+        if reply is None:
+            raise InvariantViolation("one_answer", f"{self.endpoint} gives no answer to a {kind}")
+        if caller is not None:
+            self._network.answer(self.machine, caller, call, _bounded(codec.encode(reply)))
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise InvariantViolation("message_too_large", f"{len(data)} bytes, the limit is {MESSAGE_BYTES_MAX}")
+    return data
