@@ -11,15 +11,8 @@ from typing import Any
 
 import pytest
 
-from gossiper.core.engine import (
-    Answer,
-    EngineConfig,
-    GossipEngine,
-    ReplyReceived,
-    RequestReceived,
-    RoundDue,
-    Send,
-)
+from gossiper.core.engine import EngineConfig, GossipEngine
+from gossiper.core.io import Answer, ReplyReceived, RequestReceived, RoundDue, Send
 from gossiper.core.messages import (
     EndpointState,
     GossipDigestAck,

@@ -5,11 +5,14 @@ are in ``gossiper.core``, for those who bring their own transport or clock.
 """
 
 from gossiper.config import GossipConfig
-from gossiper.core.application_states import ApplicationState, Status
+from gossiper.core.application_states import ApplicationState
+from gossiper.core.lifecycle import Status
 from gossiper.core.messages import VersionedValue
 from gossiper.errors import (
     ConfigError,
     GossipError,
+    JoinError,
+    LifecycleError,
     LocalStateError,
     NotRunningError,
     PeerProtocolError,
@@ -19,12 +22,17 @@ from gossiper.errors import (
 from gossiper.events import (
     EndpointAlive,
     EndpointDead,
+    EndpointForgotten,
     EndpointJoined,
+    EndpointLeft,
+    EndpointRemoved,
+    EndpointReplaced,
     EndpointRestarted,
     EndpointView,
     Event,
     EventsMissed,
     Liveness,
+    LocalStopped,
     StateChanged,
 )
 from gossiper.node import Gossiper
@@ -34,7 +42,11 @@ __all__ = [
     "ConfigError",
     "EndpointAlive",
     "EndpointDead",
+    "EndpointForgotten",
     "EndpointJoined",
+    "EndpointLeft",
+    "EndpointRemoved",
+    "EndpointReplaced",
     "EndpointRestarted",
     "EndpointView",
     "Event",
@@ -42,8 +54,11 @@ __all__ = [
     "GossipConfig",
     "GossipError",
     "Gossiper",
+    "JoinError",
+    "LifecycleError",
     "Liveness",
     "LocalStateError",
+    "LocalStopped",
     "NotRunningError",
     "PeerProtocolError",
     "PublishError",

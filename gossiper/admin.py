@@ -22,6 +22,7 @@ _LIVENESS: Final = {
     Liveness.ALIVE: admin_pb2.LIVENESS_ALIVE,
     Liveness.DOWN: admin_pb2.LIVENESS_DOWN,
     Liveness.UNKNOWN: admin_pb2.LIVENESS_UNKNOWN,
+    Liveness.SUSPECT: admin_pb2.LIVENESS_SUSPECT,
 }
 _STATM: Final = Path("/proc/self/statm")
 _T = TypeVar("_T")

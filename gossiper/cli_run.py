@@ -23,11 +23,16 @@ from gossiper.errors import LocalStateError
 from gossiper.events import (
     EndpointAlive,
     EndpointDead,
+    EndpointForgotten,
     EndpointJoined,
+    EndpointLeft,
+    EndpointRemoved,
+    EndpointReplaced,
     EndpointRestarted,
     EndpointView,
     Event,
     EventsMissed,
+    LocalStopped,
     StateChanged,
 )
 from gossiper.node import Gossiper
@@ -179,6 +184,17 @@ def described(event: Event) -> dict[str, Any]:
             return {"event": "restarted", "endpoint": endpoint, **identity, "generation_before": old.generation}
         case StateChanged(endpoint, _, new, keys):
             return {"event": "changed", "endpoint": endpoint, "values": {key: new.get(key) for key in keys}}
+        case EndpointLeft(endpoint, _, new):
+            return {"event": "left", "endpoint": endpoint, **_identity(new)}
+        case EndpointRemoved(endpoint, _, new, removed_by):
+            return {"event": "removed", "endpoint": endpoint, **_identity(new), "removed_by": removed_by}
+        case EndpointReplaced(endpoint, old, new):
+            before = {"endpoint_before": old.endpoint, "host_id_before": old.host_id}
+            return {"event": "replaced", "endpoint": endpoint, **_identity(new), **before}
+        case EndpointForgotten(endpoint, _, reason):
+            return {"event": "forgotten", "endpoint": endpoint, "reason": reason}
+        case LocalStopped(endpoint, reason):
+            return {"event": "stopped", "endpoint": endpoint, "reason": reason}
         case EventsMissed(count):
             return {"event": "missed", "endpoint": None, "count": count}
 

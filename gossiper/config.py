@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from gossiper.core.endpoints import canonical_endpoint, parse_endpoint
+from gossiper.core.endpoints import parse_endpoint
+from gossiper.discovery import parse_seed_sources
 from gossiper.errors import ConfigError
 from gossiper.limits import CLUSTER_NAME_BYTES_MAX, INTERVAL_MS_MAX, INTERVAL_MS_MIN
 
@@ -30,7 +31,10 @@ class GossipConfig:
     advertise: str | None = None
     """``host:port`` that others use; default: the address listened on. Needed when listening on 0.0.0.0 or ::."""
     seeds: tuple[str, ...] = ()
-    """Endpoints asked first. A node whose list is empty, or names only itself, begins a cluster."""
+    """Endpoints asked first, as ``host:port``, ``file:PATH``, ``dns:NAME:PORT`` or ``srv:NAME``. A node whose list is
+    empty, or names only itself, begins a cluster."""
+    seed_reload_seconds: float = 60.0
+    """How often sources of seeds that can change (``file:``, ``dns:``, ``srv:``) are read again while running."""
     data_dir: Path | None = None
     """Where generation and host id are kept. None: in memory only; then a restart relies on the clock alone."""
     host_id: str | None = None
@@ -55,6 +59,22 @@ class GossipConfig:
     """Deadline of an ECHO; default: as rpc_timeout_seconds."""
     shutdown_grace_seconds: float = 2.0
     """How long a clean stop waits for peers to take the announcement, and for calls under way."""
+    shadow_timeout_seconds: float | None = None
+    """How long a start looks for the cluster before it gives up (or, for a seed, begins alone); default: 30 intervals,
+    at least 10 s."""
+    initial_status: str = "NORMAL"
+    """NORMAL, BOOT (the application calls ``set_status`` once it is ready to be a member) or hibernate."""
+    replace: str | None = None
+    """Host id or endpoint of a dead node whose place this one takes."""
+    rejoin: bool = False
+    """Come back although the cluster remembers that this node left for good."""
+    push_fanout: int = 4
+    """Live peers told at once of a change of status by each node for which it is news; 0: digests only."""
+    own_zone_probability: float = 0.0
+    """How often the live peer of a round is chosen in the own rack; 0: no preference, as Cassandra."""
+    remote_exchanges_per_second: float | None = None
+    """Exchanges that this data centre as a whole begins with each other one; None: peers are chosen without regard to
+    data centres. 1 is plenty: what changes is pushed at once anyway."""
     random_seed: int | None = None
     """Makes the choice of peers repeatable. None: from the operating system."""
     release_version: str | None = None
@@ -67,7 +87,6 @@ class GossipConfig:
         faults = self._faults()
         if faults:
             raise ConfigError(faults)
-        object.__setattr__(self, "seeds", tuple(dict.fromkeys(canonical_endpoint(seed) for seed in self.seeds)))
 
     def _faults(self) -> list[str]:
         faults: list[str] = []
@@ -79,13 +98,20 @@ class GossipConfig:
             faults += _endpoint_faults("advertise", self.advertise)
         elif not faults and parse_endpoint(self.listen)[0] in {"0.0.0.0", "::"}:
             faults.append(f"advertise: needed because listen ({self.listen}) names no address that others can use")
-        for seed in self.seeds:
-            faults += _endpoint_faults("seeds", seed)
+        try:
+            parse_seed_sources(self.seeds)
+        except ConfigError as error:
+            faults += error.faults
         if self.host_id is not None and not _is_uuid(self.host_id):
             faults.append(f"host_id: must be a UUID, is {self.host_id!r}")
         for key, value in (("datacenter", self.datacenter), ("rack", self.rack)):
             if not value or not value.isprintable():
                 faults.append(f"{key}: must be printable text, is {value!r}")
+        faults += self._number_faults()
+        return faults
+
+    def _number_faults(self) -> list[str]:
+        faults: list[str] = []
         if not INTERVAL_MS_MIN <= self.interval_seconds * 1000 <= INTERVAL_MS_MAX:
             faults.append(
                 f"interval_seconds: must be {INTERVAL_MS_MIN / 1000} to {INTERVAL_MS_MAX / 1000}, "
@@ -95,7 +121,19 @@ class GossipConfig:
             faults.append(f"phi_threshold: must be above 0 and at most 1000, is {self.phi_threshold}")
         if not 1 <= self.phi_window_size <= 100_000:
             faults.append(f"phi_window_size: must be 1 to 100000, is {self.phi_window_size}")
+        if self.initial_status not in {"NORMAL", "BOOT", "hibernate"}:
+            faults.append(f"initial_status: must be NORMAL, BOOT or hibernate, is {self.initial_status!r}")
+        if not 0 <= self.push_fanout <= 64:
+            faults.append(f"push_fanout: must be 0 to 64, is {self.push_fanout}")
+        if not 0 <= self.own_zone_probability <= 1:
+            faults.append(f"own_zone_probability: must be 0 to 1, is {self.own_zone_probability}")
+        if self.remote_exchanges_per_second is not None and not 0 < self.remote_exchanges_per_second <= 1000:
+            faults.append(
+                f"remote_exchanges_per_second: must be above 0 and at most 1000, is {self.remote_exchanges_per_second}"
+            )
         for key in (
+            "shadow_timeout_seconds",
+            "seed_reload_seconds",
             "first_interval_seconds",
             "interval_seconds_max",
             "local_pause_seconds",
@@ -117,6 +155,11 @@ class GossipConfig:
     def exchange_timeout_seconds(self) -> float:
         """The deadline of a SYN or ACK2 in force."""
         return self.rpc_timeout_seconds or max(1.0, self.interval_seconds)
+
+    @property
+    def join_timeout_seconds(self) -> float:
+        """How long the shadow round may take."""
+        return self.shadow_timeout_seconds or max(10.0, 30 * self.interval_seconds)
 
     @classmethod
     def local(cls, *, cluster_name: str = "test", listen: str = "127.0.0.1:0", seeds: tuple[str, ...] = ()) -> Self:

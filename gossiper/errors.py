@@ -23,6 +23,14 @@ class PublishError(GossipError):
     """A value that may not be published: a key that is not the application's, or a limit. Nothing was published."""
 
 
+class LifecycleError(GossipError):
+    """An operation that the present state of a node does not allow. Nothing was changed; the text says why."""
+
+
+class JoinError(GossipError):
+    """This node may not or cannot join the cluster: a collision, a removed node, or nobody to be reached."""
+
+
 class NotRunningError(GossipError):
     """The gossiper has not been started, or has stopped."""
 

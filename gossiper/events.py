@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from gossiper.core.application_states import ApplicationState, status_of
+from gossiper.core.application_states import ApplicationState
+from gossiper.core.lifecycle import status_of
 from gossiper.core.messages import VersionedValue
 
 
@@ -23,6 +24,8 @@ class Liveness(StrEnum):
     """Convicted by the failure detector, stopped by its own word, or never confirmed."""
     UNKNOWN = "unknown"
     """Heard of, and the first ECHO of this generation is not answered yet."""
+    SUSPECT = "suspect"
+    """Alive until others agree that it is not; the plain detector convicts at once and never uses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,11 @@ class EndpointView:
     def host_id(self) -> str | None:
         """The identity that survives a change of address."""
         return self.get(ApplicationState.HOST_ID)
+
+    @property
+    def serving(self) -> bool:
+        """Whether it says of itself that it can serve; an endpoint that says nothing can."""
+        return (self.get(ApplicationState.HEALTH) or "serving").partition(",")[0] == "serving"
 
     @property
     def alive(self) -> bool:
@@ -106,10 +114,71 @@ class StateChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointLeft:
+    """It said that it has left for good. Forgotten once its expiry has passed."""
+
+    endpoint: str
+    old: EndpointView
+    new: EndpointView
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRemoved:
+    """An operator removed it; ``removed_by`` is the host id of the node on which the operator did so."""
+
+    endpoint: str
+    old: EndpointView
+    new: EndpointView
+    removed_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointReplaced:
+    """``new`` (at ``endpoint``) has taken the place of ``old``, which is forgotten.
+
+    Either the same host id came back at another address, or another host id at the same address, or a new node said
+    that it replaces a dead one.
+    """
+
+    endpoint: str
+    old: EndpointView
+    new: EndpointView
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointForgotten:
+    """It is no longer among the members; ``reason`` is "expired" (it was gone for good) or "silent" (a guest)."""
+
+    endpoint: str
+    old: EndpointView
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStopped:
+    """This node may not go on: it was removed, or another node has its host id. Nothing follows."""
+
+    endpoint: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class EventsMissed:
     """This subscriber was too slow: ``count`` events were dropped here. ``members()`` is always current."""
 
     count: int
 
 
-Event = EndpointJoined | EndpointAlive | EndpointDead | EndpointRestarted | StateChanged | EventsMissed
+Event = (
+    EndpointJoined
+    | EndpointAlive
+    | EndpointDead
+    | EndpointRestarted
+    | StateChanged
+    | EndpointLeft
+    | EndpointRemoved
+    | EndpointReplaced
+    | EndpointForgotten
+    | LocalStopped
+    | EventsMissed
+)

@@ -19,7 +19,15 @@ from antientropy.errors import AntiEntropyError, StoreInUseError
 from antientropy.service import RepairService
 from antientropy.store import Row
 from antientropy.stores.lmdb import LmdbRowStore
-from gossiper import ApplicationState, EndpointAlive, EndpointRestarted, Gossiper, GossipError, NotRunningError
+from gossiper import (
+    ApplicationState,
+    EndpointAlive,
+    EndpointRestarted,
+    Gossiper,
+    GossipError,
+    LifecycleError,
+    NotRunningError,
+)
 from gossiper.admin import GossipAdmin
 from gossiper.core.endpoints import canonical_endpoint, format_endpoint, parse_endpoint
 from kvstore.config import KvStoreConfig
@@ -224,6 +232,8 @@ class KvStoreNode:
         # Its events end with the gossiper.
         await asyncio.wait([self._following])
         await self.gossiper.stop()
+        if self.gossiper.failure is not None:
+            raise LifecycleError(self.gossiper.failure)
 
     async def _open_store(self) -> LmdbRowStore:
         config = self.config

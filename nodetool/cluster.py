@@ -63,7 +63,7 @@ _STATE_LETTERS: Final = {
 _STOPPED: Final = frozenset({"shutdown", "hibernate", "removing"})
 #: No longer members, only remembered for a while.
 _GONE: Final = frozenset({"LEFT", "removed"})
-_LIVENESS: Final = {1: ("U", "up"), 2: ("D", "down")}
+_LIVENESS: Final = {1: ("U", "up"), 2: ("D", "down"), 4: ("?", "suspect")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ _BOOTSTRAP_STATES: Final = {
     "BOOT": "IN_PROGRESS",
     "BOOT_REPLACE": "IN_PROGRESS",
 }
-_LIVENESS: Final = {1: "up", 2: "down"}
+_LIVENESS: Final = {1: "up", 2: "down", 4: "suspect"}
 
 
 def _own(view: GetClusterViewResponse) -> Member | None:

@@ -22,15 +22,17 @@ from gossiper import (
     EventsMissed,
     GossipConfig,
     Gossiper,
+    JoinError,
     LocalStateError,
     NotRunningError,
     PublishError,
     StateChanged,
 )
 from gossiper.admin import GossipAdmin
+from gossiper.core.io import SeedsChanged
 from gossiper.core.versions import Now
 from gossiper.limits import EVENT_QUEUE_MAX
-from gossiper.node import system_clock
+from gossiper.shell import system_clock
 from gossiper.storage import NodeStorage
 from gossiper.subscriptions import Subscription
 from gossiper.transport.memory import MemoryNetwork, MemoryTransport
@@ -164,7 +166,10 @@ async def test_two_gossipers_do_not_share_a_port_or_a_directory(start: Start, tm
 async def test_another_cluster_is_refused_and_logged_once(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     seed = await start()
-    stranger = await start(cluster_name="other", seeds=(seed.endpoint,))
+    with pytest.raises(JoinError, match=r"this is cluster 'test', not 'other'"):
+        await start(cluster_name="other", seeds=(seed.endpoint,))
+    stranger = await start(cluster_name="other")
+    stranger._do_safely(SeedsChanged((seed.endpoint,)))
 
     def refusals() -> float:
         return seed.metrics.value("gossiper_refused_total", reason="cluster_mismatch")
@@ -318,7 +323,7 @@ async def test_a_lost_data_directory_and_a_clock_that_is_behind(memory: Memory, 
     two = await memory.start("10.0.0.2:7000", data_dir=tmp_path)
     await until("joined", sees(one, two.endpoint, "alive"))
     await two.stop()
-    again = await memory.start("10.0.0.2:7000", data_dir=tmp_path / "lost")
+    again = await memory.start("10.0.0.2:7000", data_dir=tmp_path / "lost", host_id=two.host_id)
     await until("it outran its past", sees(one, again.endpoint, "alive"))
     assert again.generation > future + 1
     with NodeStorage(tmp_path / "copy") as storage:

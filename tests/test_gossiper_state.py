@@ -15,11 +15,20 @@ from hypothesis import strategies as st
 
 from gossiper.core.digest import endpoint_state
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
+from gossiper.core.lifecycle import left_value
 from gossiper.core.messages import EndpointState, VersionedValue
 from gossiper.core.state import ClusterState, implausible
 from gossiper.core.table import LivenessCode
 from gossiper.core.versions import Now, version_of
-from gossiper.events import EndpointAlive, EndpointDead, EndpointJoined, EndpointRestarted, Liveness, StateChanged
+from gossiper.events import (
+    EndpointAlive,
+    EndpointDead,
+    EndpointJoined,
+    EndpointLeft,
+    EndpointRestarted,
+    Liveness,
+    StateChanged,
+)
 
 OWNER = "10.0.0.1:7000"
 OBSERVER = "10.0.0.2:7000"
@@ -333,9 +342,9 @@ def test_restart_into_a_stopped_state_tells_that_the_old_one_is_dead() -> None:
     owner = Owner()
     state, _ = alive_observer(owner)
     owner.restart()
-    owner.publish({"STATUS": "LEFT,0,1"})
+    owner.publish({"STATUS": left_value(WALL)})
     state.apply([owner.delta(0)], NOW, OBSERVER)
-    assert [type(event) for event in state.take_events()] == [EndpointRestarted, EndpointDead]
+    assert [type(event) for event in state.take_events()] == [EndpointRestarted, EndpointDead, EndpointLeft]
 
 
 def test_conviction_and_return() -> None:

@@ -1,4 +1,4 @@
-"""The names of application states, and what the values of STATUS mean.
+"""The names of application states. What the values of STATUS mean is in ``lifecycle``.
 
 Keys in capitals belong to this library and are the ones of Cassandra's ``ApplicationState`` where it has them; keys
 that begin with a lower-case letter belong to the application that embeds it.
@@ -28,25 +28,9 @@ class ApplicationState(StrEnum):
     NET_VERSION = "NET_VERSION"
     CAPABILITIES = "CAPABILITIES"
     REMOVED_BY = "REMOVED_BY"
+    REPLACES = "REPLACES"
+    HEALTH = "HEALTH"
 
-
-class Status(StrEnum):
-    """The first, comma-separated piece of a STATUS value."""
-
-    BOOT = "BOOT"
-    NORMAL = "NORMAL"
-    LEAVING = "LEAVING"
-    LEFT = "LEFT"
-    SHUTDOWN = "shutdown"
-    HIBERNATE = "hibernate"
-    REMOVING = "removing"
-    REMOVED = "removed"
-
-
-#: Never marked alive, never a gossip target (Cassandra's ``DEAD_STATES``).
-DEAD_STATUSES: Final = frozenset({Status.REMOVING, Status.REMOVED, Status.LEFT, Status.HIBERNATE})
-#: Says that its owner has stopped in this generation: nothing newer can come, so it is not asked for a sign of life.
-STOPPED_STATUSES: Final = DEAD_STATUSES | {Status.SHUTDOWN}
 
 #: Only the gossiper itself writes these; the application may publish all others.
 MANAGED_KEYS: Final = frozenset(
@@ -57,6 +41,8 @@ MANAGED_KEYS: Final = frozenset(
         ApplicationState.NET_VERSION,
         ApplicationState.CAPABILITIES,
         ApplicationState.REMOVED_BY,
+        ApplicationState.REPLACES,
+        ApplicationState.HEALTH,
     }
 )
 
@@ -72,8 +58,3 @@ def is_user_key(key: str) -> bool:
 def is_key(key: str) -> bool:
     """Whether ``key`` has the form of any application state."""
     return is_user_key(key) or _LIBRARY_KEY.fullmatch(key) is not None
-
-
-def status_of(value: str | None) -> str:
-    """The status that a STATUS value names; "" when there is none (as a failed bootstrap looks)."""
-    return value.partition(",")[0] if value else ""

@@ -9,6 +9,7 @@ endpoint unknown, or a greater generation      request everything
 equal generation, greater states_version       request what is newer than the own states_version
 equal generation, smaller states_version       send what is newer than the digest's states_version
 smaller generation                             send everything
+gone for good up to that generation            nothing: it is neither requested nor applied (quarantine)
 equal generation, greater heartbeat            take the heartbeat from the digest itself
 equal generation, smaller heartbeat            send the heartbeat
 endpoint not in the digests                    send everything (a digest list is never truncated)
@@ -47,6 +48,8 @@ class Examination:
     take_heartbeats: np.ndarray[tuple[int], np.dtype[np.int64]]
     own_generation_seen: int
     """The generation that the peer holds of the receiver itself; 0 when not listed."""
+    own_version_seen: int
+    """The states_version that it holds in that generation."""
     refused_generations: int
 
 
@@ -62,16 +65,21 @@ def examine(state: ClusterState, digests: DigestColumns, now: Now) -> Examinatio
     heartbeat = np.where(known, table.heartbeat[at], 0)
     states_version = np.where(known, table.states_version[at], 0)
 
-    greater = (digests.generations > generation) & possible & ~own
-    smaller = digests.generations < generation
+    # Of itself a node only wants to hear what it cannot have said: a greater generation.
+    greater = (digests.generations > generation) & possible
+    smaller = known & (digests.generations < generation)
     same = known & (digests.generations == generation)
     want_delta = same & (digests.states_versions > states_version) & ~own
     send_delta = same & (digests.states_versions < states_version)
     take = same & (digests.heartbeats > heartbeat) & ~own
     send_heartbeat = same & (digests.heartbeats < heartbeat) & ~send_delta
 
-    wanted = np.flatnonzero(greater | want_delta)
     names = digests.endpoints
+    wanted = np.flatnonzero(greater | want_delta)
+    if len(state.quarantine):
+        refuses = state.quarantine.refuses
+        kept = [not refuses(names[i], int(digests.generations[i]), now.monotonic) for i in wanted]
+        wanted = wanted[np.array(kept, dtype=np.bool_)]
     in_current = want_delta[wanted]
     requests = DigestColumns(
         tuple(names[i] for i in wanted),
@@ -79,12 +87,12 @@ def examine(state: ClusterState, digests: DigestColumns, now: Now) -> Examinatio
         np.where(in_current, heartbeat[wanted], 0),
         np.where(in_current, states_version[wanted], 0),
     )
-    volunteered = np.ones(table.capacity, dtype=np.bool_) & table.used
+    volunteered = table.used & (table.generation > 0)
     volunteered[rows[known]] = False
     send_states = [(int(rows[i]), int(digests.states_versions[i])) for i in np.flatnonzero(send_delta)]
     send_states += [(int(rows[i]), 0) for i in np.flatnonzero(smaller)]
     send_states += [(int(row), 0) for row in np.flatnonzero(volunteered)]
-    own_seen = digests.generations[own]
+    own_seen, own_version = digests.generations[own], digests.states_versions[own]
     return Examination(
         requests=requests,
         send_heartbeats=rows[send_heartbeat],
@@ -92,6 +100,7 @@ def examine(state: ClusterState, digests: DigestColumns, now: Now) -> Examinatio
         take_rows=rows[take],
         take_heartbeats=digests.heartbeats[take],
         own_generation_seen=int(own_seen[0]) if len(own_seen) else 0,
+        own_version_seen=int(own_version[0]) if len(own_seen) else 0,
         refused_generations=int((~possible & ~own).sum()),
     )
 

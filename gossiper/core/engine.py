@@ -13,9 +13,35 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-from gossiper.core.application_states import MANAGED_KEYS, ApplicationState, Status, is_key
+from gossiper.core.application_states import ApplicationState
 from gossiper.core.digest import endpoint_state, endpoint_states, examine, heartbeat_digests, requested_states
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
+from gossiper.core.io import (
+    Answer,
+    AssassinateRequested,
+    ChangeHealth,
+    ChangeStatus,
+    Count,
+    Effect,
+    EnableRequested,
+    EngineEvent,
+    GenerationPersisted,
+    LeaveRequested,
+    Notify,
+    PersistGeneration,
+    RemoveRequested,
+    ReplyReceived,
+    RequestReceived,
+    RoundDue,
+    SeedsChanged,
+    Send,
+    SendFailed,
+    ShutdownRequested,
+    Stop,
+    Warn,
+)
+from gossiper.core.lifecycle import INITIAL_STATUSES, SILENT_STATUSES, Status, left_value, status_of
+from gossiper.core.local import LocalEndpoint, Publish
 from gossiper.core.messages import (
     DigestColumns,
     EchoReply,
@@ -25,23 +51,18 @@ from gossiper.core.messages import (
     GossipDigestAck2,
     GossipDigestAck2Reply,
     GossipDigestSyn,
-    Reply,
     Request,
     Sender,
 )
-from gossiper.core.peers import choose_targets
+from gossiper.core.operations import assassination, removal
+from gossiper.core.peers import PeerPolicy, Peers, choose_targets
+from gossiper.core.rumours import FANOUT_DEFAULT, Rumours
+from gossiper.core.shadow import SHADOW_GENERATION
 from gossiper.core.state import ClusterState
-from gossiper.core.table import Rows
-from gossiper.core.versions import COUNTERS_PER_TICK, Now, tick_of, version_of
-from gossiper.errors import NotRunningError, PeerProtocolError, PublishError
-from gossiper.events import Event
-from gossiper.limits import (
-    ENDPOINT_STATES_BYTES_MAX,
-    GENERATION_AHEAD_SECONDS_MAX,
-    KEY_BYTES_MAX,
-    STATES_PER_ENDPOINT_MAX,
-    VALUE_BYTES_MAX,
-)
+from gossiper.core.versions import Now
+from gossiper.errors import LifecycleError, NotRunningError, PeerProtocolError
+from gossiper.events import Event, LocalStopped
+from gossiper.limits import GENERATION_AHEAD_SECONDS_MAX
 
 #: Version of the protocol that this code speaks; it also understands the one before, once there is one.
 PROTOCOL_VERSION: Final = 1
@@ -49,126 +70,8 @@ PROTOCOL_VERSION: Final = 1
 CAPABILITIES: Final = "plain"
 #: ECHOs begun in one round besides those that news causes at once; each is an RPC of about 1 ms CPU.
 ECHOS_PER_ROUND_MAX: Final = 32
-#: Live peers that a shutdown is announced to at once; gossip among them carries it on.
+#: Live peers that a shutdown or a leave is announced to at once; gossip among them carries it on.
 ANNOUNCE_PEERS_MAX: Final = 64
-
-
-# -- events: what happened ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class RoundDue:
-    """One gossip interval has passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestReceived:
-    """A peer sent a request that passed the codec's validation."""
-
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyReceived:
-    """A peer answered a request that this node sent to ``peer``."""
-
-    peer: str
-    request: Request
-    reply: Reply
-
-
-@dataclass(frozen=True, slots=True)
-class SendFailed:
-    """A request got no answer."""
-
-    peer: str
-    request: Request
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """The application sets (None: deletes) values of this node; answered by ``Published`` with the same ``ticket``."""
-
-    values: Mapping[str, str | None]
-    ticket: int
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationPersisted:
-    """The generation that ``PersistGeneration`` asked for is on disk."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShutdownRequested:
-    """This node is about to stop."""
-
-
-EngineEvent = (
-    RoundDue | RequestReceived | ReplyReceived | SendFailed | Publish | GenerationPersisted | ShutdownRequested
-)
-
-
-# -- effects: what is to be done ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Deliver ``request`` to ``peer``, then report ReplyReceived or SendFailed."""
-
-    peer: str
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The answer to the request being handled."""
-
-    reply: Reply
-
-
-@dataclass(frozen=True, slots=True)
-class Notify:
-    """Tell subscribers."""
-
-    event: Event
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """The values of a Publish now have this version."""
-
-    ticket: int
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class PersistGeneration:
-    """Put this generation on disk, then report GenerationPersisted."""
-
-    generation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """Something worth counting: a metric's name, a label value (or ""), and by how much."""
-
-    name: str
-    label: str = ""
-    amount: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Warn:
-    """Something an operator should read; the shell limits the rate per ``key``."""
-
-    key: str
-    text: str
-
-
-Effect = Send | Answer | Notify | Published | PersistGeneration | Count | Warn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +89,11 @@ class EngineConfig:
     echo_retry_seconds: float = 30.0
     """An ECHO without any outcome reported for so long counts as failed."""
     seeds: tuple[str, ...] = field(default=())
+    known_peers: tuple[str, ...] = field(default=())
+    """Endpoints of an earlier run; tried as unreachable ones until somebody tells of them."""
+    push_fanout: int = FANOUT_DEFAULT
+    """Live peers that each node tells of a change of status at once; 0: digests only, as Cassandra."""
+    peer_policy: PeerPolicy = field(default=PeerPolicy())
 
 
 class GossipEngine:
@@ -208,28 +116,44 @@ class GossipEngine:
             ),
             endpoint=config.endpoint,
         )
+        self.state.now = now
+        self.local = LocalEndpoint(self.state, config.interval_ms)
         self._rng = rng
-        self._seeds = tuple(seed for seed in config.seeds if seed != config.endpoint)
-        self._waiting: list[Publish] = []
+        self._rumours = Rumours(config.push_fanout)
+        self._set_seeds(config.seeds)
         self._generation_wanted = 0
-        self._begin(generation, now)
-        self.state.publish(_checked(values, self._values(), managed=True), version_of(1, 0))
+        status = status_of(values.get(ApplicationState.STATUS))
+        if status not in INITIAL_STATUSES:
+            raise LifecycleError(f"a generation cannot begin as {status}")
+        self.local.begin(generation, values, now)
+        self.state.adopt_local_host_id()
+        self.state.remember(config.known_peers, now)
         self.state.take_events()
 
     @property
     def generation(self) -> int:
         """The generation of this node."""
-        return int(self.state.table.generation[self.state.local_row])
+        return self.local.generation
 
     @property
     def heartbeat(self) -> int:
         """The newest tick of this node."""
-        return int(self.state.table.heartbeat[self.state.local_row])
+        return self.local.heartbeat
 
     @property
     def seeds(self) -> tuple[str, ...]:
         """Seeds in use, without this node."""
         return self._seeds
+
+    def peers_that_know(self, version: int) -> tuple[list[str], list[str]]:
+        """Live peers that have shown to know this node up to ``version``, and those that have not."""
+        table = self.state.table
+        rows = self.state.live_rows()
+        known = table.knows_local_version[rows] >= version
+        return (
+            [table.endpoint(int(row)) for row in rows[known]],
+            [table.endpoint(int(row)) for row in rows[~known]],
+        )
 
     def handle(self, event: EngineEvent, now: Now) -> list[Effect]:
         """Decide what follows from ``event``; ``now`` never goes back in its monotonic part.
@@ -237,61 +161,119 @@ class GossipEngine:
         Raises:
             PeerProtocolError: a RequestReceived is refused; nothing has changed.
             PublishError: the values of a Publish are not acceptable; nothing has changed.
-            NotRunningError: a Publish after ShutdownRequested.
+            LifecycleError: an operation that is not possible now; nothing has changed.
+            NotRunningError: an operation on a node that has stopped.
         """
-        match event:
-            case RoundDue():
-                effects = self._round(now)
-            case RequestReceived(request):
-                effects = self._request(request, now)
-            case ReplyReceived():
-                effects = self._reply(event, now)
-            case SendFailed():
-                effects = self._failed(event)
-            case Publish():
-                effects = self._publish(event)
-            case GenerationPersisted(generation):
-                effects = self._regenerate(generation, now)
-            case ShutdownRequested():
-                effects = self._shutdown()
-        effects += [Notify(change) for change in self.state.take_events()]
+        self.state.now = now
+        effects = self._decide(event, now)
+        told_by = event.request.sender.endpoint if isinstance(event, RequestReceived) else ""
+        effects += self._claims(now)
+        changes = self.state.take_events()
+        if not self.stopped and not isinstance(event, LeaveRequested):
+            effects += self._push(changes, told_by, now)
+        # Subscribers first: carrying out a Send may bring about the next event.
+        effects = [*(Notify(change) for change in changes), *effects]
         if self.state.refused:
             effects += [Count("gossiper_refused_entries_total", reason, n) for reason, n in self.state.refused.items()]
             self.state.refused = Counter()
         return effects
+
+    def _decide(self, event: EngineEvent, now: Now) -> list[Effect]:
+        match event:
+            case RoundDue():
+                return self._round(now)
+            case RequestReceived(request):
+                return self._request(request, now)
+            case ReplyReceived():
+                return self._reply(event, now)
+            case SendFailed():
+                return self._failed(event)
+            case GenerationPersisted(generation):
+                return self._regenerate(generation, now)
+            case EnableRequested(generation):
+                return self._enable(generation, now)
+            case SeedsChanged(seeds):
+                self._set_seeds(seeds)
+                return []
+        if self.stopped:
+            if isinstance(event, ShutdownRequested):
+                return []
+            raise NotRunningError("this node has announced its shutdown")
+        return self._operate(event, now)
+
+    def _operate(
+        self,
+        event: Publish
+        | ChangeStatus
+        | ChangeHealth
+        | LeaveRequested
+        | ShutdownRequested
+        | RemoveRequested
+        | AssassinateRequested,
+        now: Now,
+    ) -> list[Effect]:
+        host_id = self.state.view(self.state.local_row).host_id or ""
+        match event:
+            case Publish():
+                return [*self.local.publish(event)]
+            case ChangeStatus(status):
+                if status in {Status.LEFT, Status.SHUTDOWN}:
+                    raise LifecycleError(f"{status} is not set, it follows from leaving or shutting down")
+                return [*self.local.change_status(status, {})]
+            case ChangeHealth(serving, reason):
+                health = "serving" if serving else f"not_serving,{reason}"
+                self.local.publish_managed({ApplicationState.HEALTH: health})
+                return []
+            case LeaveRequested():
+                effects: list[Effect] = [*self.local.change_status(left_value(now.wall), {})]
+                return effects + self._announce()
+            case ShutdownRequested():
+                return self._shutdown()
+            case RemoveRequested(victim):
+                return self._impose(removal(self.state, victim, host_id, now), now)
+            case AssassinateRequested(endpoint, force):
+                return self._impose(assassination(self.state, endpoint, host_id, now, force=force), now)
 
     # -- rounds ------------------------------------------------------------------------------------------------------
 
     def _round(self, now: Now) -> list[Effect]:
         if self.stopped:
             return []
-        self.state.tick(now.monotonic - self._origin)
-        effects: list[Effect] = self._flush_waiting()
+        effects: list[Effect] = [*self.local.tick(now)]
         paused_seconds = self.state.convict_silent(now)
         if paused_seconds:
             effects.append(Count("gossiper_local_pauses_total"))
             effects.append(
                 Warn("local_pause", f"this process stood still for {paused_seconds:.1f} s; nobody is convicted for now")
             )
+        self.state.forget_past(now)
         effects += self._echos(now)
-        table = self.state.table
-        targets = choose_targets(
-            self._rng,
-            live=[table.endpoint(int(row)) for row in self.state.live_rows()],
-            unreachable=[table.endpoint(int(row)) for row in self.state.unreachable_rows()],
-            seeds=self._seeds,
-        )
-        syn = GossipDigestSyn(self._sender(), round(now.wall * 1000), table.digests())
-        effects += [Send(target, syn) for target in targets]
+        effects += [Send(target, self._syn(now)) for target in self._targets()]
         effects.append(Count("gossiper_rounds_total"))
         return effects
 
-    def _echos(self, now: Now, rows: Rows | None = None) -> list[Effect]:
-        """ECHOs to those that gave a sign of life and are not alive; ``rows`` limits whom."""
+    def _targets(self) -> list[str]:
+        table = self.state.table
+        peers = Peers(
+            self.state.live_rows(),
+            self.state.unreachable_rows(),
+            table.datacenter,
+            table.rack,
+            self.state.local_row,
+        )
+        seeds = [seed if (row := table.row(seed)) is None else row for seed in self._seeds]
+        chosen = choose_targets(self._rng, peers, self.config.peer_policy, seeds=seeds)
+        return [target if isinstance(target, str) else table.endpoint(target) for target in chosen]
+
+    def _syn(self, now: Now) -> GossipDigestSyn:
+        return GossipDigestSyn(self._sender(), round(now.wall * 1000), self.state.table.digests())
+
+    def _echos(self, now: Now) -> list[Effect]:
+        """ECHOs to those that gave a sign of life and are not alive."""
         table = self.state.table
         overdue = (table.echo_generation > 0) & (now.monotonic - table.echo_sent > self.config.echo_retry_seconds)
         table.echo_generation[overdue] = 0
-        candidates = self.state.echo_candidates() if rows is None else rows
+        candidates = self.state.echo_candidates()
         if len(candidates) > ECHOS_PER_ROUND_MAX:
             order = table.echo_sent[candidates].argsort(kind="stable")
             candidates = candidates[order[:ECHOS_PER_ROUND_MAX]]
@@ -307,11 +289,10 @@ class GossipEngine:
         self._admit(request.sender)
         match request:
             case GossipDigestSyn():
-                return self._syn(request, now)
+                return self._syn_received(request, now)
             case GossipDigestAck2():
-                news = self._apply(request.states, now, request.sender.endpoint)
-                own = self._own_generation_seen(request.states)
-                return [Answer(GossipDigestAck2Reply(news)), *self._echos(now), *self._outrun(own, now)]
+                news = self.state.apply(request.states, now, request.sender.endpoint)
+                return [Answer(GossipDigestAck2Reply(news)), *self._echos(now)]
             case EchoRequest():
                 return [Answer(EchoReply(self._sender(), self.heartbeat))]
 
@@ -332,23 +313,31 @@ class GossipEngine:
                 f"{sender.endpoint} is this node's own endpoint: two nodes advertise it, or a seed is an alias of it",
             )
 
-    def _syn(self, syn: GossipDigestSyn, now: Now) -> list[Effect]:
+    def _syn_received(self, syn: GossipDigestSyn, now: Now) -> list[Effect]:
         found = examine(self.state, syn.digests, now)
-        states, left_out = endpoint_states(self.state, found.send_states)
+        in_shadow = syn.sender.generation == SHADOW_GENERATION
+        asker = self.state.table.row(syn.sender.endpoint)
+        # Whoever joins needs above all what is known of itself.
+        wanted = sorted(found.send_states, key=lambda pair: pair[0] != asker) if in_shadow else found.send_states
+        states, deferred = endpoint_states(self.state, wanted)
         ack = GossipDigestAck(
             self._sender(),
             round(now.wall * 1000),
-            found.requests,
+            DigestColumns.empty() if in_shadow else found.requests,
             heartbeat_digests(self.state, found.send_heartbeats),
             states,
+            deferred,
         )
+        effects: list[Effect] = [Answer(ack)]
+        if deferred:
+            effects.append(Count("gossiper_states_deferred_total", "", deferred))
+        if in_shadow:
+            return effects
         self.state.take_heartbeats(found.take_rows, found.take_heartbeats, now, syn.sender.endpoint)
-        effects: list[Effect] = [Answer(ack), *self._echos(now), *self._outrun(found.own_generation_seen, now)]
-        if left_out:
-            effects.append(Count("gossiper_states_deferred_total", "", left_out))
+        self.state.heard_of_local(syn.sender.endpoint, found.own_generation_seen, found.own_version_seen)
         if found.refused_generations:
             effects += self._refused_generations(found.refused_generations, len(syn.digests))
-        return effects
+        return effects + self._echos(now)
 
     def _refused_generations(self, refused: int, of: int) -> list[Effect]:
         effects: list[Effect] = [Count("gossiper_refused_entries_total", "invalid_generation", refused)]
@@ -357,7 +346,7 @@ class GossipEngine:
             effects.append(
                 Warn(
                     "own_clock",
-                    f"{refused} of {of} generations lie more than a day ahead: is this node's clock behind?",
+                    f"{refused} of {of} generations lie over a day ahead: is this node's clock behind?",
                 )
             )
         return effects
@@ -365,37 +354,58 @@ class GossipEngine:
     # -- replies -----------------------------------------------------------------------------------------------------
 
     def _reply(self, event: ReplyReceived, now: Now) -> list[Effect]:
-        match event.reply:
+        reply = event.reply
+        if not isinstance(reply, GossipDigestAck2Reply) and reply.sender.cluster_name != self.config.cluster_name:
+            return self._failed(SendFailed(event.peer, event.request, "cluster_mismatch"))
+        match reply:
             case GossipDigestAck():
-                return self._ack(event.peer, event.reply, now)
+                return [] if self.stopped else self._ack(event, reply, now)
             case EchoReply():
-                return self._echo_answered(event, event.reply, now)
+                return self._echo_answered(event, reply, now)
             case GossipDigestAck2Reply(news):
+                self._told(event)
                 return [Count("gossiper_push_news_total", "", news)] if news else []
 
-    def _ack(self, peer: str, ack: GossipDigestAck, now: Now) -> list[Effect]:
-        if self.stopped or ack.sender.cluster_name != self.config.cluster_name:
+    def _ack(self, event: ReplyReceived, ack: GossipDigestAck, now: Now) -> list[Effect]:
+        if ack.sender.generation == SHADOW_GENERATION or not isinstance(event.request, GossipDigestSyn):
             return []
         sender = ack.sender.endpoint
         table = self.state.table
-        self._apply(ack.states, now, sender)
+        self.state.apply(ack.states, now, sender)
         rows = table.index_of(ack.heartbeats.endpoints)
         current = (rows >= 0) & (table.generation[rows] == ack.heartbeats.generations)
         self.state.take_heartbeats(rows[current], ack.heartbeats.heartbeats[current], now, sender)
+        self._shown_to_know(event.request, ack)
         effects = self._echos(now)
-        effects += self._outrun(self._own_generation_seen(ack.states, ack.requests), now)
-        states, left_out = endpoint_states(self.state, requested_states(self.state, ack.requests))
+        states, deferred = endpoint_states(self.state, requested_states(self.state, ack.requests))
         if states:
-            effects.append(Send(peer, GossipDigestAck2(self._sender(), states)))
-        if left_out:
-            effects.append(Count("gossiper_states_deferred_total", "", left_out))
+            effects.append(Send(event.peer, GossipDigestAck2(self._sender(), states)))
+        if deferred:
+            effects.append(Count("gossiper_states_deferred_total", "", deferred))
         return effects
+
+    def _shown_to_know(self, syn: GossipDigestSyn, ack: GossipDigestAck) -> None:
+        """A peer that does not ask for what our SYN said of ourselves knows it."""
+        own = self.config.endpoint
+        if own in ack.requests.endpoints or own not in syn.digests.endpoints:
+            return
+        at = syn.digests.endpoints.index(own)
+        self.state.heard_of_local(
+            ack.sender.endpoint, int(syn.digests.generations[at]), int(syn.digests.states_versions[at])
+        )
+
+    def _told(self, event: ReplyReceived) -> None:
+        """A peer took an ACK2: if that held our whole state, it knows it."""
+        if isinstance(event.request, GossipDigestAck2):
+            for one in event.request.states:
+                if one.endpoint == self.config.endpoint and one.from_version == 0:
+                    self.state.heard_of_local(event.peer, one.generation, one.states_version)
 
     def _echo_answered(self, event: ReplyReceived, reply: EchoReply, now: Now) -> list[Effect]:
         row = self.state.table.row(event.peer)
         if row is None or not isinstance(event.request, EchoRequest):
             return []
-        if reply.sender.endpoint != event.peer or reply.sender.cluster_name != self.config.cluster_name:
+        if reply.sender.endpoint != event.peer:
             self.state.echo_failed(row, event.request.generation)
             return [Count("gossiper_echo_mismatches_total")]
         self.state.echo_answered(row, reply.sender.generation, reply.heartbeat, now)
@@ -407,94 +417,82 @@ class GossipEngine:
             self.state.echo_failed(row, event.request.generation)
         return []
 
-    def _apply(self, states: Iterable[EndpointState], now: Now, sender: str) -> int:
-        return self.state.apply(states, now, sender)
+    # -- rumours and operations --------------------------------------------------------------------------------------
 
-    # -- the local endpoint ------------------------------------------------------------------------------------------
+    def _push(self, changes: Iterable[Event], told_by: str, now: Now) -> list[Effect]:
+        pushes = self._rumours.pushes(
+            self.state, changes, sender=self._sender(), told_by=told_by, rng=self._rng, now=now.monotonic
+        )
+        effects: list[Effect] = [Send(peer, message) for peer, message in pushes]
+        return [*effects, Count("gossiper_pushes_total", "", len(effects))] if effects else effects
 
-    def _publish(self, event: Publish) -> list[Effect]:
-        if self.stopped:
-            raise NotRunningError("this node has announced its shutdown")
-        states = self.state.table.states[self.state.local_row]
-        # Tombstones are values too: they count in the limits that peers enforce.
-        present: dict[str, str | None] = {key: None if v.deleted else v.value for key, v in states.items()}
-        for waiting in self._waiting:
-            present.update(waiting.values)
-        _checked(event.values, present, managed=False)
-        version = self._next_version()
-        if version is None:
-            self._waiting.append(event)
-            return []
-        self.state.publish(event.values, version)
-        return [Published(event.ticket, version)]
-
-    def _flush_waiting(self) -> list[Effect]:
-        """What waited because its tick had used all counters is published together."""
-        version = self._next_version()
-        if not self._waiting or version is None:
-            return []
-        merged: dict[str, str | None] = {}
-        for waiting in self._waiting:
-            merged.update(waiting.values)
-        self.state.publish(merged, version)
-        effects: list[Effect] = [Published(waiting.ticket, version) for waiting in self._waiting]
-        self._waiting = []
-        return effects
-
-    def _next_version(self) -> int | None:
-        """The next version of the current tick; None when all its counters are used."""
-        last = int(self.state.table.states_version[self.state.local_row])
-        if tick_of(last) < self.heartbeat:
-            return version_of(self.heartbeat, 0)
-        return last + 1 if (last + 1) % COUNTERS_PER_TICK else None
-
-    def _values(self) -> dict[str, str | None]:
-        states = self.state.table.states[self.state.local_row]
-        return {key: value.value for key, value in states.items() if not value.deleted}
+    def _impose(self, verdict: EndpointState, now: Now) -> list[Effect]:
+        """Apply an operator's verdict here and tell the victim; the events that follow push it to others."""
+        self.state.apply([verdict], now, self.config.endpoint)
+        return [Send(verdict.endpoint, GossipDigestAck2(self._sender(), (verdict,)))]
 
     def _shutdown(self) -> list[Effect]:
         """The last version of this generation says that it stopped; live peers hear it at once."""
-        if self.stopped:
+        if self.local.status in SILENT_STATUSES:
+            self.stopped = True
             return []
-        effects = self._flush_or_end_tick()
-        version = self._next_version()
-        if version is None:
-            raise AssertionError("a new tick has free counters")
-        live = [self.state.table.endpoint(int(row)) for row in self.state.live_rows()]
-        self.state.publish({ApplicationState.STATUS: f"{Status.SHUTDOWN},true"}, version)
+        effects: list[Effect] = [*self.local.change_status(f"{Status.SHUTDOWN},true", {})]
         self.stopped = True
-        # The whole state: nobody can ask this node for what a delta would leave out.
+        return effects + self._announce()
+
+    def _announce(self) -> list[Effect]:
+        # The whole state: soon nobody can ask this node for what a delta would leave out.
         last_words = GossipDigestAck2(self._sender(), (endpoint_state(self.state, self.state.local_row, 0),))
+        live = [self.state.table.endpoint(int(row)) for row in self.state.live_rows()]
         if len(live) > ANNOUNCE_PEERS_MAX:
             live = self._rng.sample(live, ANNOUNCE_PEERS_MAX)
-        return [*effects, *(Send(peer, last_words) for peer in live)]
+        return [Send(peer, last_words) for peer in live]
 
-    def _flush_or_end_tick(self) -> list[Effect]:
-        """Publish what waits and leave a free counter for the last words, beginning a new tick where needed."""
+    # -- the own generation and identity -----------------------------------------------------------------------------
+
+    def _claims(self, now: Now) -> list[Effect]:
+        """What peers said of this very node in another voice: a past to outrun, a removal, a double."""
+        claims, self.state.claims = self.state.claims, []
+        if self.stopped:
+            return []
         effects: list[Effect] = []
-        while self._waiting or self._next_version() is None:
-            if self._next_version() is None:
-                self.state.tick(0.0)
-            effects += self._flush_waiting()
+        if self.state.host_id_winner is not None:
+            winner = self.state.host_id_winner
+            return self._stop(
+                f"{winner} has the same host id and a greater generation, so it is the one that stays; "
+                "was a data directory copied, or this node replaced?"
+            )
+        own_host_id = self.state.view(self.state.local_row).host_id
+        for claim in claims:
+            values = dict(claim.values)
+            host_id = values.get(ApplicationState.HOST_ID)
+            removed_by = values.get(ApplicationState.REMOVED_BY)
+            foreign = host_id is not None and host_id.value != own_host_id
+            if claim.generation < self.generation:
+                continue
+            if removed_by is not None and not foreign and claim.generation > self.generation:
+                return self._stop(
+                    f"an operator removed this node (on the node with host id {removed_by.value}); it may only come "
+                    "back as a new one, with an empty data directory"
+                )
+            if foreign and host_id is not None:
+                if claim.generation == self.generation and (own_host_id or "") > host_id.value:
+                    return self._stop(f"the node with host id {host_id.value} uses the same endpoint")
+                effects.append(
+                    Warn("double", f"the node with host id {host_id.value} claims this node's endpoint as its own")
+                )
+                continue
+            if claim.generation > self.generation:
+                effects += self._outrun(claim.generation, now)
         return effects
 
-    # -- the own generation ------------------------------------------------------------------------------------------
-
-    def _begin(self, generation: int, now: Now) -> None:
-        self.state.begin_generation(generation, self.config.interval_ms)
-        # Ticks count from the epoch second that is the generation, so that others can predict them.
-        self._origin = now.monotonic - min(1.0, max(0.0, now.wall - generation))
-
-    def _own_generation_seen(self, states: Iterable[EndpointState], requests: DigestColumns | None = None) -> int:
-        """The greatest generation in which a peer's message knows this very node."""
-        seen = [state.generation for state in states if state.endpoint == self.config.endpoint]
-        if requests is not None and self.config.endpoint in requests.endpoints:
-            seen.append(int(requests.generations[requests.endpoints.index(self.config.endpoint)]))
-        return max(seen, default=0)
+    def _stop(self, reason: str) -> list[Effect]:
+        self.stopped = True
+        return [Notify(LocalStopped(self.config.endpoint, reason)), Stop(reason)]
 
     def _outrun(self, seen: int, now: Now) -> list[Effect]:
         """Take a greater generation when the cluster remembers one: else nobody would listen to this one."""
-        if self.stopped or seen <= max(self.generation, self._generation_wanted - 1):
+        if seen <= max(self.generation, self._generation_wanted - 1):
             return []
         if seen > now.wall + GENERATION_AHEAD_SECONDS_MAX:
             return [Count("gossiper_refused_entries_total", "invalid_generation")]
@@ -505,44 +503,28 @@ class GossipEngine:
         ]
 
     def _regenerate(self, generation: int, now: Now) -> list[Effect]:
-        if self.stopped or generation <= self.generation:
+        if self.stopped or generation <= self.generation or self.local.status not in _RESUMABLE:
             return []
-        values = self._values()
-        self._begin(generation, now)
-        self.state.publish(values, version_of(1, 0))
-        return self._flush_waiting()
+        self.local.begin(generation, self.local.values(), now)
+        return []
+
+    def _enable(self, generation: int, now: Now) -> list[Effect]:
+        if not self.stopped:
+            raise LifecycleError("gossip is running")
+        if self.local.status != Status.SHUTDOWN:
+            raise LifecycleError(f"a node that is {self.local.status} does not come back")
+        self.local.begin(generation, {**self.local.values(), ApplicationState.STATUS: Status.NORMAL.value}, now)
+        self.stopped = False
+        return []
+
+    def _set_seeds(self, seeds: Iterable[str]) -> None:
+        self._seeds = tuple(dict.fromkeys(seed for seed in seeds if seed != self.config.endpoint))
 
     def _sender(self) -> Sender:
         return Sender(self.config.cluster_name, PROTOCOL_VERSION, self.config.endpoint, self.generation)
 
 
-def _checked(
-    values: Mapping[str, str | None], present: Mapping[str, str | None], *, managed: bool
-) -> Mapping[str, str | None]:
-    """``values`` when they may be published beside ``present``.
-
-    Raises:
-        PublishError: a key or a size is not acceptable.
-    """
-    if not values:
-        raise PublishError("nothing to publish")
-    for key, value in values.items():
-        if not is_key(key) or len(key.encode()) > KEY_BYTES_MAX:
-            raise PublishError(
-                f"{key!r} is no key: letters, digits and ._/- after a lower-case letter, at most {KEY_BYTES_MAX} bytes"
-            )
-        if key in MANAGED_KEYS and not managed:
-            raise PublishError(f"{key} is published by the gossiper itself")
-        if value is not None and len(value.encode()) > VALUE_BYTES_MAX:
-            raise PublishError(
-                f"the value of {key} has {len(value.encode())} bytes; at most {VALUE_BYTES_MAX} are allowed"
-            )
-    together = {**present, **values}
-    if len(together) > STATES_PER_ENDPOINT_MAX:
-        raise PublishError(f"{len(together)} application states; at most {STATES_PER_ENDPOINT_MAX} are allowed")
-    total_bytes = sum(len(key.encode()) + len((value or "").encode()) for key, value in together.items())
-    if total_bytes > ENDPOINT_STATES_BYTES_MAX:
-        raise PublishError(
-            f"all application states together have {total_bytes} bytes; at most {ENDPOINT_STATES_BYTES_MAX} are allowed"
-        )
-    return values
+#: A node in one of these that has to take a greater generation goes on in it as it is.
+_RESUMABLE: Final = frozenset(
+    {Status.NONE, Status.BOOT, Status.BOOT_REPLACE, Status.NORMAL, Status.LEAVING, Status.HIBERNATE}
+)

@@ -21,6 +21,8 @@ class VersionedValue:
     version: int
     value: str
     deleted: bool = False
+    expires_at_ms: int = 0
+    """Wall-clock milliseconds after which it counts as absent everywhere; 0: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,8 @@ class GossipDigestAck:
     requests: DigestColumns
     heartbeats: DigestColumns
     states: tuple[EndpointState, ...]
+    deferred: int = 0
+    """How many more endpoints' states did not fit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,14 @@ Invariants, which hold before and after every method:
    asked for an ECHO. Only a greater generation brings the endpoint back.
 7. Evidence of life is a heartbeat greater than the one known; a repeated or late message is none.
 8. Liveness: UNKNOWN -> ALIVE (ECHO answered), UNKNOWN -> DOWN (convicted or stopped), ALIVE -> DOWN (convicted or
-   stopped), DOWN -> ALIVE (ECHO answered), any -> UNKNOWN (greater generation). Events tell it after it is complete.
+   stopped), DOWN -> ALIVE (ECHO answered), any -> UNKNOWN (greater generation); ``lifecycle.LIVENESS_TRANSITIONS`` is
+   the whole table. Events tell it after it is complete.
 9. What is implausible (a generation more than a day ahead of the local wall clock, a heartbeat that would have needed
    more time than has passed) changes nothing and is counted by reason.
+
+10. A host id belongs to one endpoint: of two, the one with the greater (generation, endpoint) stays, everywhere alike.
+11. Who is gone for good is forgotten at the one absolute time that its STATUS names; what was forgotten or replaced
+    does not come back in that generation or an older one (``quarantine``). A value past its expiry is shown to nobody.
 
 Sources: Cassandra's ``Gossiper.applyStateLocally``, ``handleMajorStateChange``, ``markAlive``, ``convict``; the
 watermarks and from_version are this project's own.
@@ -32,15 +37,30 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from gossiper.core.application_states import DEAD_STATUSES, STOPPED_STATUSES, ApplicationState, Status, status_of
+from gossiper.core.application_states import ApplicationState
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
+from gossiper.core.lifecycle import (
+    DEAD_STATUSES,
+    GONE_EXPIRE_SECONDS,
+    GONE_STATUSES,
+    GUEST_STATUSES,
+    STOPPED_STATUSES,
+    Status,
+    expire_ms_of,
+    status_of,
+)
 from gossiper.core.messages import EndpointState, VersionedValue
-from gossiper.core.table import NO_PATH, EndpointTable, LivenessCode, Rows
+from gossiper.core.quarantine import FOR_EVER, Quarantine
+from gossiper.core.table import NO_EXPIRY, NO_PATH, EndpointTable, LivenessCode, Rows
 from gossiper.core.versions import Now, next_tick
 from gossiper.events import (
     EndpointAlive,
     EndpointDead,
+    EndpointForgotten,
     EndpointJoined,
+    EndpointLeft,
+    EndpointRemoved,
+    EndpointReplaced,
     EndpointRestarted,
     EndpointView,
     Event,
@@ -53,7 +73,14 @@ _LIVENESS = {
     LivenessCode.UNKNOWN: Liveness.UNKNOWN,
     LivenessCode.ALIVE: Liveness.ALIVE,
     LivenessCode.DOWN: Liveness.DOWN,
+    LivenessCode.SUSPECT: Liveness.SUSPECT,
 }
+#: A guest (no member, or a failed bootstrap) is forgotten after so many gossip intervals of silence, a joining one
+#: later; then refused for as long again (Cassandra: 30 s, 300 s and 60 s at one interval per second).
+GUEST_SILENCE_INTERVALS = 30
+JOINING_SILENCE_INTERVALS = 300
+QUARANTINE_INTERVALS = 60
+_JOINING = frozenset({Status.BOOT, Status.BOOT_REPLACE})
 
 
 class ClusterState:
@@ -64,6 +91,15 @@ class ClusterState:
         self.detector = detector
         self.endpoint = endpoint
         self.local_row = self.table.add(endpoint)
+        self.quarantine = Quarantine()
+        self.now = Now(0.0, 0.0)
+        """The time of the event being handled; set by the engine."""
+        self.claims: list[EndpointState] = []
+        """What peers said of the local endpoint in a generation that is not older; taken by the engine."""
+        self.host_id_winner: str | None = None
+        """An endpoint that has the local host id and wins it; then this node has to stop."""
+        self._host_ids: dict[str, str] = {}
+        self._replacers: dict[str, None] = {}
         self.refused: Counter[str] = Counter()
         """Entries of messages that were left out, by reason; taken and cleared by the engine."""
         self._events: list[Event] = []
@@ -93,7 +129,8 @@ class ClusterState:
         table.gc_version[row] = 0
         table.states[row] = {}
         table.liveness[row] = LivenessCode.ALIVE
-        self._read_status(row)
+        table.knows_local_version[:] = 0
+        self._read(row)
 
     def tick(self, elapsed_seconds: float) -> int:
         """Advance the local heartbeat to the tick that ``elapsed_seconds`` of the generation give; return it."""
@@ -102,7 +139,7 @@ class ClusterState:
         table.heartbeat[row] = tick
         return tick
 
-    def publish(self, values: Mapping[str, str | None], version: int) -> None:
+    def publish(self, values: Mapping[str, str | None], version: int, expires_at_ms: int = 0) -> None:
         """Set (or with None delete) values of the local endpoint, all with the same, greatest version."""
         table, row = self.table, self.local_row
         if version <= int(table.states_version[row]):
@@ -110,11 +147,31 @@ class ClusterState:
         old = self.view(row)
         states = dict(table.states[row])
         for key, text in values.items():
-            states[key] = VersionedValue(version, text or "", deleted=text is None)
+            states[key] = VersionedValue(version, text or "", text is None, 0 if text is None else expires_at_ms)
         table.states[row] = states
         table.states_version[row] = version
-        self._read_status(row)
+        self._read(row)
         self._events.append(StateChanged(self.endpoint, old, self.view(row), _ordered(values)))
+
+    def collect_tombstones(self, up_to_version: int) -> None:
+        """Drop tombstones of the local endpoint up to a version; whoever knows less then gets the whole state."""
+        table, row = self.table, self.local_row
+        old = [key for key, value in table.states[row].items() if value.deleted and value.version <= up_to_version]
+        if old:
+            table.gc_version[row] = max(table.states[row][key].version for key in old)
+            table.states[row] = {key: value for key, value in table.states[row].items() if key not in old}
+
+    def adopt_local_host_id(self) -> None:
+        """From now on the local host id is the local endpoint's; others that claim it have to settle it."""
+        host_id = self._host_id_at(self.local_row)
+        if host_id is not None:
+            self._host_ids[host_id] = self.endpoint
+
+    def heard_of_local(self, peer: str, generation: int, states_version: int) -> None:
+        """``peer`` has shown that it knows the local endpoint up to a version of a generation."""
+        table, row = self.table, self.table.row(peer)
+        if row is not None and generation == int(table.generation[self.local_row]):
+            table.knows_local_version[row] = max(int(table.knows_local_version[row]), states_version)
 
     # -- what peers say ----------------------------------------------------------------------------------------------
 
@@ -124,8 +181,7 @@ class ClusterState:
         Nodes that are joining come last, then older generations first (CASSANDRA-17676, CASSANDRA-18292), so that
         listeners see owners before those who take over from them. Entries about the local endpoint are skipped.
         """
-        path = self._path(sender)
-        return sum(self._apply_one(state, now, path) for state in sorted(states, key=_apply_order))
+        return sum(self._apply_one(state, now, sender) for state in sorted(states, key=_apply_order))
 
     def take_heartbeats(self, rows: Rows, heartbeats: NDArray[np.int64], now: Now, sender: str) -> None:
         """Advance heartbeats of known endpoints in their current generations; older and equal ones change nothing."""
@@ -145,14 +201,20 @@ class ClusterState:
         limits: NDArray[np.int64] = (age_ms / np.maximum(table.interval_ms[rows], 1)).astype(np.int64)
         return limits
 
-    def _apply_one(self, state: EndpointState, now: Now, path: int) -> bool:
-        if state.endpoint == self.endpoint:
-            return False
+    def _apply_one(self, state: EndpointState, now: Now, sender: str) -> bool:
         reason = implausible(state, now)
+        if reason is None and self.quarantine.refuses(state.endpoint, state.generation, now.monotonic):
+            reason = "quarantined"
+        if reason is None and _expired(state, now):
+            reason = "expired"
         if reason is not None:
             self.refused[reason] += 1
             return False
+        if state.endpoint == self.endpoint:
+            self.claims.append(state)
+            return False
         row = self.table.row(state.endpoint)
+        path = self._path(sender)
         if row is None:
             return self._join(state, now, path)
         known = int(self.table.generation[row])
@@ -167,22 +229,31 @@ class ClusterState:
             return False
         row = self.table.add(state.endpoint)
         self.detector.reset(_one(row))
-        self._install(row, state)
+        self._install(row, state, now)
         self._events.append(EndpointJoined(state.endpoint, self.view(row)))
         self._begin_liveness(row, now, path)
+        self._tell_gone(row, None)
+        self._settle_identity(state.endpoint)
         return True
 
     def _restart(self, row: int, state: EndpointState, now: Now, path: int) -> None:
         old = self.view(row)
         self.detector.reset(_one(row))
-        self._install(row, state)
+        self._install(row, state, now)
         new = self.view(row)
-        self._events.append(EndpointRestarted(state.endpoint, old, new))
-        if old.alive and self.table.stopped[row]:
+        if old.generation == 0:
+            self._events.append(EndpointJoined(state.endpoint, new))
+        elif old.host_id is not None and new.host_id is not None and old.host_id != new.host_id:
+            self._events.append(EndpointReplaced(state.endpoint, old, new))
+        else:
+            self._events.append(EndpointRestarted(state.endpoint, old, new))
+        if old.alive and new.liveness is Liveness.DOWN:
             self._events.append(EndpointDead(state.endpoint, old, new, new.status))
         self._begin_liveness(row, now, path)
+        self._tell_gone(row, old)
+        self._settle_identity(state.endpoint)
 
-    def _install(self, row: int, state: EndpointState) -> None:
+    def _install(self, row: int, state: EndpointState, now: Now) -> None:
         """Replace everything known of a row by one generation's state, which may be partial."""
         table = self.table
         table.generation[row] = state.generation
@@ -193,8 +264,12 @@ class ClusterState:
         table.states[row] = dict(state.values)
         table.echo_wanted[row] = False
         table.echo_generation[row] = 0
-        self._read_status(row)
-        table.liveness[row] = LivenessCode.DOWN if table.stopped[row] else LivenessCode.UNKNOWN
+        table.known_since[row] = now.monotonic
+        table.expire_ms[row] = NO_EXPIRY
+        table.knows_local_version[row] = 0
+        self._read(row)
+        dead = table.stopped[row] or table.dead_status[row]
+        table.liveness[row] = LivenessCode.DOWN if dead else LivenessCode.UNKNOWN
 
     def _begin_liveness(self, row: int, now: Now, path: int) -> None:
         if not self.table.stopped[row]:
@@ -224,13 +299,169 @@ class ClusterState:
         if int(table.states_version[row]) >= state.from_version:
             table.states_version[row] = max(int(table.states_version[row]), state.states_version)
         table.gc_version[row] = max(int(table.gc_version[row]), state.gc_version)
+        self._drop_collected(row)
         if old is None:
             return False
-        self._read_status(row)
+        self._read(row)
         self._events.append(StateChanged(state.endpoint, old, self.view(row), _ordered(changed.keys() | gone)))
-        if table.stopped[row]:
+        if table.stopped[row] or table.dead_status[row]:
             self.mark_dead(row, self.view(row).status)
+        self._tell_gone(row, old)
+        self._settle_identity(state.endpoint)
         return True
+
+    def _drop_collected(self, row: int) -> None:
+        """Tombstones that the owner has dropped are not needed once everything up to there is known (invariant 4)."""
+        table = self.table
+        collected = int(table.gc_version[row])
+        states = table.states[row]
+        if collected <= int(table.states_version[row]) and any(v.deleted for v in states.values()):
+            table.states[row] = {k: v for k, v in states.items() if not (v.deleted and v.version <= collected)}
+
+    def _tell_gone(self, row: int, old: EndpointView | None) -> None:
+        """EndpointLeft or EndpointRemoved, when ``old`` was not gone yet."""
+        new = self.view(row)
+        if new.status not in GONE_STATUSES or (old is not None and old.status in GONE_STATUSES):
+            return
+        removed_by = new.get(ApplicationState.REMOVED_BY)
+        before = new if old is None else old
+        if removed_by is None:
+            self._events.append(EndpointLeft(new.endpoint, before, new))
+        else:
+            self._events.append(EndpointRemoved(new.endpoint, before, new, removed_by))
+
+    # -- identity: one host id, one endpoint -------------------------------------------------------------------------
+
+    def _settle_identity(self, endpoint: str) -> None:
+        """After a change of ``endpoint``: one endpoint per host id, and replaced nodes are gone."""
+        row = self.table.row(endpoint)
+        if row is None:
+            return
+        host_id = self._host_id_at(row)
+        if host_id is not None:
+            self._settle_host_id(host_id, endpoint)
+        self._settle_replacements()
+
+    def _settle_host_id(self, host_id: str, endpoint: str) -> None:
+        """``endpoint`` says that it has ``host_id``: so may another one, and one of them loses it."""
+        rival = self._host_ids.get(host_id)
+        rival_row = None if rival is None or rival == endpoint else self.table.row(rival)
+        row = self.table.row(endpoint)
+        if row is None:
+            return
+        if rival is None or rival_row is None or self._host_id_at(rival_row) != host_id:
+            self._host_ids[host_id] = endpoint
+            return
+        wins = (int(self.table.generation[row]), endpoint) > (int(self.table.generation[rival_row]), rival)
+        winner, loser = (row, rival_row) if wins else (rival_row, row)
+        if loser == self.local_row:
+            self.host_id_winner = self.table.endpoint(winner)
+            return
+        self._host_ids[host_id] = self.table.endpoint(winner)
+        self._replace(loser, winner)
+
+    def _settle_replacements(self) -> None:
+        for replacer in list(self._replacers):
+            row = self.table.row(replacer)
+            if row is not None:
+                self._settle_replacement(self.view(row))
+
+    def _settle_replacement(self, view: EndpointView) -> None:
+        """``view`` may say that it replaces a dead node; once it is NORMAL, that one is forgotten."""
+        host_id, _, generation = (view.get(ApplicationState.REPLACES) or "").partition(",")
+        victim = self._host_ids.get(host_id) if host_id and view.status == Status.NORMAL else None
+        victim_row = None if victim is None or victim == view.endpoint else self.table.row(victim)
+        new_row = self.table.row(view.endpoint)
+        if victim_row is None or new_row is None or victim_row == self.local_row:
+            return
+        # Of its own victim this node made sure in its shadow round.
+        is_dead = self.table.liveness[victim_row] == LivenessCode.DOWN or new_row == self.local_row
+        if is_dead and generation.isdigit() and int(self.table.generation[victim_row]) <= int(generation):
+            self._replace(victim_row, new_row)
+
+    def _replace(self, loser: int, winner: int) -> None:
+        old, new = self.view(loser), self.view(winner)
+        self.quarantine.bury(old.endpoint, old.generation, FOR_EVER)
+        self._drop(loser)
+        self._events.append(EndpointReplaced(new.endpoint, old, new))
+
+    def _drop(self, row: int) -> None:
+        endpoint, host_id = self.table.endpoint(row), self._host_id_at(row)
+        if host_id is not None and self._host_ids.get(host_id) == endpoint:
+            del self._host_ids[host_id]
+        self._replacers.pop(endpoint, None)
+        self.detector.reset(_one(row))
+        self.table.remove(endpoint)
+
+    def _host_id_at(self, row: int) -> str | None:
+        value = self.table.states[row].get(ApplicationState.HOST_ID)
+        return None if value is None or value.deleted else value.value
+
+    def endpoint_of(self, host_id: str) -> str | None:
+        """The endpoint that has a host id."""
+        endpoint = self._host_ids.get(host_id)
+        return endpoint if endpoint is not None and endpoint in self.table else None
+
+    # -- forgetting --------------------------------------------------------------------------------------------------
+
+    def remember(self, endpoints: Iterable[str], now: Now) -> None:
+        """Endpoints known from an earlier run: DOWN, generation 0, told to nobody, and tried as unreachable ones."""
+        for endpoint in endpoints:
+            if endpoint not in self.table:
+                row = self.table.add(endpoint)
+                self.table.liveness[row] = LivenessCode.DOWN
+                self.table.known_since[row] = now.monotonic
+
+    def forget_past(self, now: Now) -> None:
+        """Forget who is gone and past the expiry, guests that fell silent, and tell of values that expired."""
+        table = self.table
+        wall_ms = round(now.wall * 1000)
+        due = np.flatnonzero(table.used & (table.expire_ms <= wall_ms))
+        for row in map(int, due[due != self.local_row]):
+            self._forget(row, "expired", FOR_EVER)
+        silence = now.monotonic - np.maximum(table.evidence_arrival, table.known_since)
+        interval = np.maximum(table.interval_ms[self.local_row], table.interval_ms) / 1000
+        saved = table.generation == 0
+        patience = np.where(
+            saved,
+            GONE_EXPIRE_SECONDS,
+            np.where(self._joining(), JOINING_SILENCE_INTERVALS, GUEST_SILENCE_INTERVALS) * interval,
+        )
+        silent = table.used & (table.liveness == LivenessCode.DOWN) & (table.guest | saved) & (silence > patience)
+        for row in map(int, np.flatnonzero(silent)):
+            quarantine_seconds = QUARANTINE_INTERVALS * float(interval[row])
+            self._forget(row, "silent", now.monotonic + quarantine_seconds)
+        for row in map(int, np.flatnonzero(table.value_expiry_ms <= wall_ms)):
+            self._tell_expired(row, wall_ms)
+        self.quarantine.drop_past(now.monotonic)
+
+    def _joining(self) -> NDArray[np.bool_]:
+        """Guests that said they are joining; only those are looked at one by one."""
+        joining = np.zeros(self.table.capacity, dtype=np.bool_)
+        for row in np.flatnonzero(self.table.guest):
+            joining[row] = ApplicationState.STATUS in self.table.states[row]
+        return joining
+
+    def _forget(self, row: int, reason: str, until: float) -> None:
+        old = self.view(row)
+        self.quarantine.bury(old.endpoint, old.generation, until)
+        self._drop(row)
+        if old.generation:
+            self._events.append(EndpointForgotten(old.endpoint, old, reason))
+
+    def _tell_expired(self, row: int, wall_ms: int) -> None:
+        first_ms = int(self.table.value_expiry_ms[row])
+        states = self.table.states[row].items()
+        expired = [key for key, value in states if first_ms <= value.expires_at_ms <= wall_ms]
+        old = self.view(row, wall_ms=first_ms - 1)
+        self._read(row)
+        self._events.append(StateChanged(old.endpoint, old, self.view(row), _ordered(expired)))
+
+    def expired_local_keys(self, now: Now) -> list[str]:
+        """Keys of the local endpoint whose values are past their expiry and not yet deleted."""
+        wall_ms = round(now.wall * 1000)
+        states = self.table.states[self.local_row]
+        return sorted(key for key, value in states.items() if 0 < value.expires_at_ms <= wall_ms)
 
     # -- liveness ----------------------------------------------------------------------------------------------------
 
@@ -247,12 +478,14 @@ class ClusterState:
         table.evidence_direct[rows] = direct
         table.evidence_path[rows] = np.where(direct, NO_PATH, path)
         table.direct_arrival[rows[direct]] = now.monotonic
-        table.echo_wanted[rows] = table.liveness[rows] != LivenessCode.ALIVE
+        table.echo_wanted[rows] = (table.liveness[rows] != LivenessCode.ALIVE) & ~table.dead_status[rows]
 
     def echo_candidates(self) -> Rows:
         """Rows that gave evidence of life while not alive, and have no ECHO under way."""
         table = self.table
-        rows: Rows = np.flatnonzero(table.echo_wanted & (table.echo_generation == 0) & ~table.stopped)
+        rows: Rows = np.flatnonzero(
+            table.echo_wanted & (table.echo_generation == 0) & ~table.stopped & ~table.dead_status
+        )
         return rows
 
     def echo_sent(self, row: int, now: Now) -> None:
@@ -269,7 +502,7 @@ class ClusterState:
         """The endpoint itself answered in ``generation``; void unless that is the current one and goes on."""
         table = self.table
         table.echo_generation[row] = 0
-        if generation != int(table.generation[row]) or table.stopped[row]:
+        if generation != int(table.generation[row]) or table.stopped[row] or table.dead_status[row]:
             return
         if heartbeat > int(table.heartbeat[row]) and heartbeat <= int(self.heartbeat_limits(_one(row), now)[0]):
             self._alive_signs(_one(row), np.array([heartbeat], dtype=np.int64), now, row)
@@ -288,7 +521,8 @@ class ClusterState:
         table.liveness[row] = LivenessCode.DOWN
         table.echo_wanted[row] = False
         if old.alive:
-            self._events.append(EndpointDead(table.endpoint(row), old, self.view(row), reason))
+            self._events.append(EndpointDead(old.endpoint, old, self.view(row), reason))
+        self._settle_replacements()
 
     def convict_silent(self, now: Now) -> float:
         """Mark those dead whose phi is above the threshold; return how long this process stood still, if it did."""
@@ -301,12 +535,15 @@ class ClusterState:
 
     # -- views -------------------------------------------------------------------------------------------------------
 
-    def view(self, row: int) -> EndpointView:
-        """An immutable picture of one endpoint."""
+    def view(self, row: int, *, wall_ms: int | None = None) -> EndpointView:
+        """An immutable picture of one endpoint, without values that are deleted or expired (at ``wall_ms``: now)."""
         table = self.table
         states = table.states[row]
-        if any(value.deleted for value in states.values()):
-            states = {key: value for key, value in states.items() if not value.deleted}
+        wall_ms = round(self.now.wall * 1000) if wall_ms is None else wall_ms
+        if any(value.deleted or 0 < value.expires_at_ms <= wall_ms for value in states.values()):
+            states = {
+                key: value for key, value in states.items() if not (value.deleted or 0 < value.expires_at_ms <= wall_ms)
+            }
         return EndpointView(
             endpoint=table.endpoint(row),
             generation=int(table.generation[row]),
@@ -332,11 +569,27 @@ class ClusterState:
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
-    def _read_status(self, row: int) -> None:
-        value = self.table.states[row].get(ApplicationState.STATUS)
-        status = status_of(None if value is None or value.deleted else value.value)
-        self.table.dead_status[row] = status in DEAD_STATUSES
-        self.table.stopped[row] = status in STOPPED_STATUSES
+    def _read(self, row: int) -> None:
+        """Bring the columns that are derived from application states up to date."""
+        table = self.table
+        value = table.states[row].get(ApplicationState.STATUS)
+        text = "" if value is None or value.deleted else value.value
+        status = status_of(text)
+        table.dead_status[row] = status in DEAD_STATUSES
+        table.stopped[row] = status in STOPPED_STATUSES
+        table.guest[row] = status in GUEST_STATUSES
+        if status not in GONE_STATUSES:
+            table.expire_ms[row] = NO_EXPIRY
+        elif table.expire_ms[row] == NO_EXPIRY:
+            table.expire_ms[row] = expire_ms_of(text, self.now.wall)
+        for key, column in ((ApplicationState.DC, table.datacenter), (ApplicationState.RACK, table.rack)):
+            name = table.states[row].get(key)
+            column[row] = 0 if name is None else table.name_number(name.value)
+        if ApplicationState.REPLACES in table.states[row]:
+            self._replacers[table.endpoint(row)] = None
+        wall_ms = round(self.now.wall * 1000)
+        later = [value.expires_at_ms for value in table.states[row].values() if value.expires_at_ms > wall_ms]
+        table.value_expiry_ms[row] = min(later, default=NO_EXPIRY)
 
     def _path(self, sender: str) -> int:
         row = self.table.row(sender)
@@ -353,8 +606,14 @@ def implausible(state: EndpointState, now: Now) -> str | None:
     return None
 
 
+def _expired(state: EndpointState, now: Now) -> bool:
+    """Whether it is of somebody gone for good whose time to be remembered is over."""
+    status = next((value.value for key, value in state.values if key == ApplicationState.STATUS), "")
+    return status_of(status) in GONE_STATUSES and expire_ms_of(status, now.wall) <= now.wall * 1000
+
+
 def _apply_order(state: EndpointState) -> tuple[bool, int, str]:
-    joining = any(key == ApplicationState.STATUS and status_of(v.value) == Status.BOOT for key, v in state.values)
+    joining = any(key == ApplicationState.STATUS and status_of(v.value) in _JOINING for key, v in state.values)
     return joining, state.generation, state.endpoint
 
 

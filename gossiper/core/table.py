@@ -25,12 +25,17 @@ NO_PATH: Final = -1
 NEVER: Final = -np.inf
 
 
+#: ``expire_ms`` and ``value_expiry_ms`` where nothing expires.
+NO_EXPIRY: Final = np.iinfo(np.int64).max
+
+
 class LivenessCode(IntEnum):
     """``gossiper.events.Liveness`` as it stands in a column."""
 
     UNKNOWN = 0
     ALIVE = 1
     DOWN = 2
+    SUSPECT = 3
 
 
 _COLUMNS: Final[Mapping[str, tuple[type, float]]] = {
@@ -51,6 +56,13 @@ _COLUMNS: Final[Mapping[str, tuple[type, float]]] = {
     "evidence_direct": (np.bool_, False),
     "evidence_path": (np.intp, NO_PATH),
     "direct_arrival": (np.float64, NEVER),
+    "known_since": (np.float64, NEVER),
+    "guest": (np.bool_, False),
+    "expire_ms": (np.int64, NO_EXPIRY),
+    "value_expiry_ms": (np.int64, NO_EXPIRY),
+    "knows_local_version": (np.int64, 0),
+    "datacenter": (np.int64, 0),
+    "rack": (np.int64, 0),
 }
 
 
@@ -89,6 +101,19 @@ class EndpointTable:
     """Row of the peer that told it, NO_PATH when direct or unknown."""
     direct_arrival: NDArray[np.float64]
     """Monotonic seconds of the last direct evidence."""
+    known_since: NDArray[np.float64]
+    """Monotonic seconds at which its present generation was first heard of."""
+    guest: NDArray[np.bool_]
+    """STATUS is one of ``GUEST_STATUSES``: forgotten after some silence."""
+    expire_ms: NDArray[np.int64]
+    """Wall-clock milliseconds at which an endpoint that is gone for good is forgotten; NO_EXPIRY for all others."""
+    value_expiry_ms: NDArray[np.int64]
+    """Wall-clock milliseconds at which the next of its values expires."""
+    knows_local_version: NDArray[np.int64]
+    """The greatest states_version of the local endpoint's present generation that this peer has shown to know."""
+    datacenter: NDArray[np.int64]
+    """DC as a number, the same for the same name; 0: not known. See ``name_number``."""
+    rack: NDArray[np.int64]
 
     def __init__(self) -> None:
         self._index: dict[str, int] = {}
@@ -96,6 +121,7 @@ class EndpointTable:
         self._free: list[int] = []
         self.states: list[dict[str, VersionedValue]] = []
         """Application states per row. Never changed in place: a change puts a new dict, so views may keep the old."""
+        self._numbers: dict[str, int] = {}
         self._order: Rows | None = None
         self._names: tuple[str, ...] = ()
         for name, (dtype, default) in _COLUMNS.items():
@@ -138,9 +164,20 @@ class EndpointTable:
         return self._order
 
     def digests(self) -> DigestColumns:
-        """What is known of every endpoint, as columns (copies) in row order."""
-        rows = self.rows()
-        return DigestColumns(self._names, self.generation[rows], self.heartbeat[rows], self.states_version[rows])
+        """What is known of every endpoint, as columns (copies) in row order.
+
+        Endpoints remembered from disk (generation 0) are left out until somebody tells something of them.
+        """
+        rows, names = self.rows(), self._names
+        told = self.generation[rows] > 0
+        if not told.all():
+            rows = rows[told]
+            names = tuple(name for name, is_told in zip(names, told, strict=True) if is_told)
+        return DigestColumns(names, self.generation[rows], self.heartbeat[rows], self.states_version[rows])
+
+    def name_number(self, name: str) -> int:
+        """A number that stands for a name (of a data centre or rack) in this table's columns."""
+        return self._numbers.setdefault(name, len(self._numbers) + 1)
 
     def add(self, endpoint: str) -> int:
         """A row for a new endpoint, all columns at their defaults.

@@ -19,7 +19,8 @@ from gossiper.config import GossipConfig
 from gossiper.core.endpoints import canonical_endpoint
 from gossiper.core.versions import Now
 from gossiper.metrics import GossipMetrics
-from gossiper.node import Gossiper, system_clock
+from gossiper.node import Gossiper
+from gossiper.shell import system_clock
 from gossiper.simulation.virtual_loop import VirtualClock, VirtualEventLoop
 from gossiper.transport.memory import MemoryNetwork, MemoryTransport
 

@@ -29,7 +29,9 @@ class _LivenessEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Liveness.Val
     LIVENESS_ALIVE: _Liveness.ValueType  # 1
     LIVENESS_DOWN: _Liveness.ValueType  # 2
     LIVENESS_UNKNOWN: _Liveness.ValueType  # 3
-    """Known, but never confirmed by an ECHO in this generation, or under suspicion."""
+    """Known, but never confirmed by an ECHO in this generation."""
+    LIVENESS_SUSPECT: _Liveness.ValueType  # 4
+    """Suspected by some; alive until others agree that it is not."""
 
 class Liveness(_Liveness, metaclass=_LivenessEnumTypeWrapper): ...
 
@@ -37,7 +39,9 @@ LIVENESS_UNSPECIFIED: Liveness.ValueType  # 0
 LIVENESS_ALIVE: Liveness.ValueType  # 1
 LIVENESS_DOWN: Liveness.ValueType  # 2
 LIVENESS_UNKNOWN: Liveness.ValueType  # 3
-"""Known, but never confirmed by an ECHO in this generation, or under suspicion."""
+"""Known, but never confirmed by an ECHO in this generation."""
+LIVENESS_SUSPECT: Liveness.ValueType  # 4
+"""Suspected by some; alive until others agree that it is not."""
 Global___Liveness: _TypeAlias = Liveness  # noqa: Y015
 
 @_typing.final

@@ -41,6 +41,7 @@ class Sender(_message.Message):
     endpoint: _builtins.str
     """The advertised address, in canonical text form: "10.0.0.1:7000", "[::1]:7000"."""
     generation: _builtins.int
+    """0: not a member yet, in its shadow round; such a SYN is answered and leaves no trace."""
     def __init__(
         self,
         *,
@@ -128,7 +129,10 @@ class GossipDigestAck(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     HEARTBEATS_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
+    DEFERRED_FIELD_NUMBER: _builtins.int
     as_of_ms: _builtins.int
+    deferred: _builtins.int
+    """How many more such endpoints did not fit into this message; the next exchange brings them."""
     @_builtins.property
     def sender(self) -> Global___Sender: ...
     @_builtins.property
@@ -151,10 +155,11 @@ class GossipDigestAck(_message.Message):
         requests: _abc.Iterable[Global___GossipDigest] | None = ...,
         heartbeats: _abc.Iterable[Global___GossipDigest] | None = ...,
         states: _abc.Iterable[Global___EndpointState] | None = ...,
+        deferred: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sender", b"sender"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_ms", b"as_of_ms", "heartbeats", b"heartbeats", "requests", b"requests", "sender", b"sender", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_ms", b"as_of_ms", "deferred", b"deferred", "heartbeats", b"heartbeats", "requests", b"requests", "sender", b"sender", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -265,11 +270,14 @@ class Value(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     DELETED_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     version: _builtins.int
     value: _builtins.str
     deleted: _builtins.bool
     """A deletion is a value too; it has a version and spreads like any other."""
+    expires_at_ms: _builtins.int
+    """Wall-clock milliseconds after which it counts as absent everywhere, also when its owner is gone; 0: never."""
     def __init__(
         self,
         *,
@@ -277,10 +285,11 @@ class Value(_message.Message):
         version: _builtins.int = ...,
         value: _builtins.str = ...,
         deleted: _builtins.bool = ...,
+        expires_at_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "key", b"key", "value", b"value", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "expires_at_ms", b"expires_at_ms", "key", b"key", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,6 +88,7 @@ def encode(message: Message) -> bytes:
                 requests=_digests_out(message.requests),
                 heartbeats=_digests_out(message.heartbeats),
                 states=map(_state_out, message.states),
+                deferred=message.deferred,
             )
         case GossipDigestAck2():
             wire = gossip_pb2.GossipDigestAck2(
@@ -134,7 +135,10 @@ def _state_out(state: EndpointState) -> gossip_pb2.EndpointState:
         states_version=state.states_version,
         gc_version=state.gc_version,
         reset=state.reset,
-        values=(make(key=k, version=v.version, value=v.value, deleted=v.deleted) for k, v in state.values),
+        values=(
+            make(key=k, version=v.version, value=v.value, deleted=v.deleted, expires_at_ms=v.expires_at_ms)
+            for k, v in state.values
+        ),
     )
 
 
@@ -165,6 +169,7 @@ def decode_ack(data: bytes) -> GossipDigestAck:
         _digests_in("requests", wire.requests),
         _digests_in("heartbeats", wire.heartbeats),
         _states_in(wire.states),
+        wire.deferred,
     )
 
 
@@ -410,7 +415,9 @@ def _values_in(
                 f"version {version} of {key} of {endpoint} is not after {from_version} and before {version_end}",
             )
         total_bytes += len(key) + value_bytes
-        values[key] = VersionedValue(version, value, item.deleted)
+        values[key] = VersionedValue(
+            version, value, item.deleted, _number("expires_at_ms", item.expires_at_ms, "invalid_field")
+        )
     if total_bytes > limits.ENDPOINT_STATES_BYTES_MAX:
         _refuse(
             "too_large",

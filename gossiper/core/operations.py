@@ -1,0 +1,103 @@
+"""What an operator does to *other* nodes: remove a dead one, assassinate a stuck one.
+
+The only exception from "only the owner makes versions": a new generation of the victim that carries REMOVED_BY and the
+host id of the node on which the operator acted. Nothing waits or sleeps here (Cassandra's assassinate held up its
+gossip for 34 s), the facts that Cassandra waits for are in the evidence columns already.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gossiper.core.application_states import ApplicationState
+from gossiper.core.lifecycle import GONE_STATUSES, left_value, removed_value
+from gossiper.core.messages import EndpointState, VersionedValue
+from gossiper.core.state import ClusterState
+from gossiper.core.table import LivenessCode
+from gossiper.core.versions import Now, version_of
+from gossiper.errors import LifecycleError
+from gossiper.limits import GENERATION_AHEAD_SECONDS_MAX
+
+#: A heartbeat that did not move for so many intervals stands still.
+STANDSTILL_INTERVALS: Final = 10
+
+
+def removal(state: ClusterState, host_id: str, removed_by: str, now: Now) -> EndpointState:
+    """The generation that says that the node with ``host_id`` was removed.
+
+    Raises:
+        LifecycleError: it is unknown, this node itself, alive, or gone already.
+    """
+    endpoint = state.endpoint_of(host_id)
+    row = None if endpoint is None else state.table.row(endpoint)
+    if endpoint is None or row is None:
+        raise LifecycleError(f"no node has host id {host_id}; see 'nodetool status'")
+    if row == state.local_row:
+        raise LifecycleError("this is the node itself; let it leave, or remove it from another one once it is down")
+    view = state.view(row)
+    if view.status in GONE_STATUSES:
+        raise LifecycleError(f"{endpoint} is gone already (status {view.status})")
+    if state.table.liveness[row] != LivenessCode.DOWN:
+        raise LifecycleError(f"{endpoint} is {view.liveness.value}; let it leave, or stop it first")
+    return _verdict(state, row, removed_value(host_id, now.wall), host_id, removed_by)
+
+
+def assassination(state: ClusterState, endpoint: str, removed_by: str, now: Now, *, force: bool) -> EndpointState:
+    """The generation that says that whatever was at ``endpoint`` has left.
+
+    Raises:
+        LifecycleError: it is this node itself, gone already, or its heartbeat moves (unless ``force``).
+    """
+    row = state.table.row(endpoint)
+    if row is None:
+        # Nobody knows its generations: one of now is greater than that of any earlier start.
+        interval_ms = int(state.table.interval_ms[state.local_row])
+        return _fabricated(
+            endpoint,
+            int(now.wall),
+            interval_ms,
+            status=left_value(now.wall),
+            host_id=None,
+            removed_by=removed_by,
+        )
+    if row == state.local_row:
+        raise LifecycleError("this is the node itself; let it leave")
+    view = state.view(row)
+    if view.status in GONE_STATUSES:
+        raise LifecycleError(f"{endpoint} is gone already (status {view.status})")
+    interval_seconds = max(view.interval_ms, int(state.table.interval_ms[state.local_row])) / 1000
+    silence_seconds = now.monotonic - float(state.table.evidence_arrival[row])
+    if silence_seconds < STANDSTILL_INTERVALS * interval_seconds and not force:
+        raise LifecycleError(
+            f"the heartbeat of {endpoint} moved {silence_seconds:.1f} s ago: it lives; stop it first, or use force"
+        )
+    return _verdict(state, row, left_value(now.wall), view.host_id, removed_by)
+
+
+def _verdict(state: ClusterState, row: int, status: str, host_id: str | None, removed_by: str) -> EndpointState:
+    table = state.table
+    generation = int(table.generation[row]) + 1
+    if generation > state.now.wall + GENERATION_AHEAD_SECONDS_MAX:
+        raise LifecycleError("its generation lies too far in the future for a greater one to be accepted")
+    interval_ms = int(table.interval_ms[row]) or int(table.interval_ms[state.local_row])
+    return _fabricated(
+        table.endpoint(row), generation, interval_ms, status=status, host_id=host_id, removed_by=removed_by
+    )
+
+
+def _fabricated(
+    endpoint: str, generation: int, interval_ms: int, *, status: str, host_id: str | None, removed_by: str
+) -> EndpointState:
+    version = version_of(1, 0)
+    values = {ApplicationState.STATUS: status, ApplicationState.REMOVED_BY: removed_by}
+    if host_id is not None:
+        values[ApplicationState.HOST_ID] = host_id
+    return EndpointState(
+        endpoint=endpoint,
+        generation=generation,
+        interval_ms=interval_ms,
+        heartbeat=1,
+        from_version=0,
+        states_version=version,
+        values=tuple((str(key), VersionedValue(version, value)) for key, value in sorted(values.items())),
+    )

@@ -1,0 +1,142 @@
+"""How a node gets its identity and becomes a member: files, shadow round, generation; in that order.
+
+Lives here: the sequence of a start. What the shadow round decides is in ``gossiper.core.shadow``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gossiper.config import GossipConfig
+from gossiper.core.engine import PROTOCOL_VERSION
+from gossiper.core.messages import GossipDigestAck, GossipDigestSyn, Reply, Request
+from gossiper.core.shadow import ShadowConfig, ShadowRound, Verdict, answer_while_in_shadow
+from gossiper.core.versions import Now, next_generation
+from gossiper.errors import JoinError, PeerProtocolError, TransportError
+from gossiper.storage import KnownPeer, NodeStorage
+from gossiper.transport.base import Transport
+
+logger = logging.getLogger(__name__)
+
+Clock = Callable[[], Now]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this node was before, as its files say."""
+
+    host_id: str
+    generation: int | None
+    known_peers: tuple[KnownPeer, ...]
+
+
+async def load_identity(storage: NodeStorage, config: GossipConfig) -> Identity:
+    """Read the files of the data directory.
+
+    Raises:
+        LocalStateError: the identity file is corrupt, or the directory is locked or not usable.
+    """
+    stored = await asyncio.to_thread(storage.load)
+    peers = await asyncio.to_thread(storage.load_peers)
+    return Identity(config.host_id or stored.host_id, stored.generation, peers)
+
+
+class Joining:
+    """The shadow round over a transport: asks, listens, answers other nodes that are starting too."""
+
+    def __init__(self, config: GossipConfig, identity: Identity, endpoint: str, seeds: tuple[str, ...]) -> None:
+        others = tuple(seed for seed in seeds if seed != endpoint)
+        self.shadow_config = ShadowConfig(
+            cluster_name=config.cluster_name,
+            protocol_version=PROTOCOL_VERSION,
+            endpoint=endpoint,
+            host_id=identity.host_id,
+            interval_seconds=config.interval_seconds,
+            seeds=others,
+            known_peers=tuple(peer.endpoint for peer in identity.known_peers if peer.endpoint != endpoint),
+            is_seed=not seeds or endpoint in seeds,
+            replace=config.replace,
+            rejoin=config.rejoin,
+            timeout_seconds=config.join_timeout_seconds,
+        )
+        self._exchange_timeout_seconds = config.exchange_timeout_seconds
+
+    def answer(self, request: Request, now: Now) -> Reply:
+        """The answer to a peer while this node is not one itself.
+
+        Raises:
+            PeerProtocolError: to everybody who is not in a shadow round too.
+        """
+        answer = None
+        if isinstance(request, GossipDigestSyn):
+            answer = answer_while_in_shadow(self.shadow_config, request, now)
+        if answer is None:
+            raise PeerProtocolError("not_running", "this node is starting")
+        return answer
+
+    async def run(self, transport: Transport, clock: Clock) -> Verdict:
+        """Ask until there is a verdict.
+
+        Raises:
+            JoinError: this node may not join, or reached nobody in time.
+        """
+        shadow = ShadowRound(self.shadow_config, clock())
+        answered = asyncio.Event()
+        asking: set[asyncio.Task[None]] = set()
+
+        def told(peer: str, outcome: GossipDigestAck | TransportError) -> None:
+            if isinstance(outcome, TransportError):
+                shadow.failed(peer, str(outcome), retriable=outcome.retriable)
+            else:
+                shadow.answered(outcome, clock())
+            answered.set()
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while (verdict := shadow.verdict(clock())) is None:
+                    for peer, syn in shadow.poll(clock()):
+                        task = tasks.create_task(self._ask(transport, peer, syn, told))
+                        asking.add(task)
+                        task.add_done_callback(asking.discard)
+                    answered.clear()
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(self.shadow_config.interval_seconds):
+                            await answered.wait()
+                # A peer that hangs does not hold up the start.
+                for task in asking:
+                    task.cancel()
+        except* JoinError as refused:
+            raise refused.exceptions[0] from None
+        return verdict
+
+    async def _ask(
+        self,
+        transport: Transport,
+        peer: str,
+        syn: GossipDigestSyn,
+        told: Callable[[str, GossipDigestAck | TransportError], None],
+    ) -> None:
+        try:
+            reply = await transport.send(peer, syn, self._exchange_timeout_seconds)
+        except TransportError as error:
+            told(peer, error)
+            return
+        if isinstance(reply, GossipDigestAck):
+            told(peer, reply)
+
+
+async def take_generation(storage: NodeStorage, identity: Identity, seen: int, now: Now) -> int:
+    """A generation greater than all before, put on disk before anybody hears of it.
+
+    Raises:
+        LocalStateError: it cannot be written.
+    """
+    generation = next_generation(identity.generation, now.wall, seen)
+    if generation > int(now.wall):
+        logger.warning("clock_behind generation=%d: an earlier generation lies at or after the clock", generation)
+    await asyncio.to_thread(storage.store_generation, generation, identity.host_id)
+    return generation
