@@ -107,6 +107,7 @@ class GossiperShell:
         self._failure: str | None = None
         self._stored_peers: tuple[KnownPeer, ...] | None = None
         self._main: asyncio.Task[None] | None = None
+        self._begun = False
         self._running = False
         self._stopping = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
@@ -137,8 +138,9 @@ class GossiperShell:
             ConfigError: a source of seeds cannot be used.
             SeedError: no source of seeds names anybody.
         """
-        if self._main is not None:
+        if self._begun:
             raise LocalStateError("a gossiper is started once")
+        self._begun = True
         try:
             await self._begin()
         except BaseException:
@@ -250,18 +252,25 @@ class GossiperShell:
                     tasks.create_task(self._seeds.run(), name="gossip seeds"),
                     tasks.create_task(self._keep_peers(), name="gossip peers"),
                 ]
-                await self._stopping.wait()
-                for timer in timers:
-                    timer.cancel()
-                if self._failure is None:
-                    await self._announce_shutdown()
+                try:
+                    await self._stopping.wait()
+                    for timer in timers:
+                        timer.cancel()
+                    if self._failure is None:
+                        await self._announce_shutdown()
+                finally:
+                    # From here on peers are refused: the group that would carry what they cause is ending.
+                    self._running = False
                 for task in list(self._sends):
                     task.cancel()
         finally:
             self._running = False
             self._tasks = None
             for future in self._tickets.values():
-                future.cancel()
+                if not future.done():
+                    future.set_exception(NotRunningError("the gossiper stopped before the values were published"))
+                    # Whoever waits gets it; whoever gave up must not be reported as a forgotten exception.
+                    future.exception()
             for subscription in list(self._subscriptions):
                 subscription.close()
             if self._transport is not None:
@@ -276,7 +285,8 @@ class GossiperShell:
         while True:
             await asyncio.sleep(max(0.0, due - self._clock().monotonic))
             # After a pause one round is run, not all that were missed.
-            due = max(due + interval, self._clock().monotonic)
+            now = self._clock().monotonic
+            due = due + interval if due + interval > now else now + interval
             self._do_safely(RoundDue())
 
     async def _keep_peers(self) -> None:
@@ -403,6 +413,11 @@ class GossiperShell:
             if not error.retriable:
                 self._warn(f"{peer} {error.reason}", f"{peer} refused a message: {error}")
             event = SendFailed(peer, request, error.reason)
+        except Exception:
+            # A defect in a transport costs this message, not the membership.
+            self.metrics.increment("gossiper_internal_errors_total")
+            logger.exception("internal_error send=%s peer=%s", type(request).__name__, peer)
+            event = SendFailed(peer, request, "internal_error")
         finally:
             kind = (peer, type(request))
             self._in_flight[kind] -= 1
