@@ -20,6 +20,7 @@ from antientropy.errors import (
     UnknownKeyspaceError,
 )
 from antientropy.service import RepairService
+from antientropy.strict import strict
 from antientropy.v1 import admin_pb2 as pb
 from antientropy.v1 import admin_pb2_grpc
 
@@ -66,7 +67,7 @@ class RepairAdmin(admin_pb2_grpc.RepairAdminServiceServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Serve on this server."""
-        admin_pb2_grpc.add_RepairAdminServiceServicer_to_server(self, server)
+        admin_pb2_grpc.add_RepairAdminServiceServicer_to_server(self, strict(server))
 
     async def DescribeReplica(  # noqa: N802 - named by the protocol
         self, request: pb.DescribeReplicaRequest, context: Context

@@ -41,3 +41,5 @@ LMDB_READERS_MAX: Final = 512
 LMDB_MAP_BYTES: Final = 64 * 1024**3
 #: Rows that one call of ``scan`` or ``get_many`` may ask for.
 ROWS_PER_READ_MAX: Final = 100_000
+#: What would be logged again and again, such as refusals of one kind, is one line in this time.
+LOG_INTERVAL_SECONDS: Final = 60.0

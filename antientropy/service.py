@@ -26,6 +26,7 @@ from antientropy.limits import REPLICAS_MAX, UPDATES_QUEUED_MAX
 from antientropy.peer_client import PeerClient
 from antientropy.peer_service import RepairPeerServicer
 from antientropy.store import RowStore
+from antientropy.strict import strict
 from antientropy.v1 import repair_pb2_grpc
 
 __all__ = ["Membership", "RepairOutcome", "RepairService", "RepairUpdate", "ReplicaDescription"]
@@ -83,8 +84,8 @@ class RepairService:
         self._janitor: asyncio.Task[None] | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Serve the peer RPCs on this server."""
-        repair_pb2_grpc.add_RepairPeerServiceServicer_to_server(self._servicer, server)
+        """Serve the peer RPCs on this server; see :mod:`antientropy.strict` for requests that are no protobuf."""
+        repair_pb2_grpc.add_RepairPeerServiceServicer_to_server(self._servicer, strict(server))
 
     async def start(self) -> None:
         """Begin to close idle sessions; repairs are possible from now on."""

@@ -60,5 +60,3 @@ LOAD_GAP_INTERVALS: Final = 10
 LOAD_INTERVAL_SECONDS: Final = 60.0
 #: How often a node looks at its load, which costs two numbers of the store.
 LOAD_LOOK_SECONDS: Final = 1.0
-#: One line per (peer, reason) in this time.
-LOG_INTERVAL_SECONDS: Final = 60.0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Final, Self
 
 import grpc
@@ -19,6 +22,7 @@ from antientropy.errors import AntiEntropyError, StoreInUseError
 from antientropy.service import RepairService
 from antientropy.store import Row
 from antientropy.stores.lmdb import LmdbRowStore
+from antientropy.strict import strict
 from gossiper import (
     ApplicationState,
     EndpointAlive,
@@ -255,7 +259,10 @@ class KvStoreNode:
             (ApplicationState.LOAD.value, load_value(store.stored_bytes)),
             (ApplicationState.RPC_READY.value, "false"),
         )
-        gossiper = Gossiper(self.config.gossip_config(states=states), services=services)
+        gossiper = Gossiper(
+            self.config.gossip_config(states=states),
+            services=[partial(_register_strictly, register, self._count_malformed) for register in services],
+        )
         try:
             await gossiper.start()
         except GossipError as error:
@@ -270,20 +277,25 @@ class KvStoreNode:
         """Start a listener; returns its address with the real port."""
         server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=rpcs_max)
         for register in services:
-            register(server)
+            register(strict(server, self._count_malformed))
         address = canonical_endpoint(listen)
         try:
+            await _try_to_bind(address)
             port = server.add_insecure_port(address)
-        except RuntimeError:
-            port = 0
-        if port == 0:
+        except (OSError, RuntimeError) as error:
+            # A RuntimeError is gRPC's: somebody took the port a moment ago.
+            reason = getattr(error, "strerror", None) or os.strerror(errno.EADDRINUSE)
             raise StartError(
-                f"cannot listen for {name} connections on {address}: the port is in use or the address is not of this "
-                f"machine; choose another with --listen-{'clients' if name == 'client' else name}"
-            )
+                f"cannot listen for {name} connections on {address}: {reason}; choose another address with "
+                f"--listen-{'clients' if name == 'client' else name}"
+            ) from None
         await server.start()
         self._stack.push_async_callback(server.stop, self.config.shutdown_grace_seconds)
         return format_endpoint(parse_endpoint(address)[0], port)
+
+    def _count_malformed(self, method: str) -> None:
+        if self._gossiper is not None:
+            self._gossiper.metrics.increment("kvstore_malformed_total", method=method)
 
     def _advertised_clients(self) -> str:
         if self.config.advertise_clients is None:
@@ -325,6 +337,36 @@ class KvStoreNode:
             tombstone_count=store.tombstone_count,
             stored_bytes=store.stored_bytes,
         )
+
+
+def _register_strictly(
+    register: Callable[[grpc.aio.Server], None], on_malformed: Callable[[str], None], server: grpc.aio.Server
+) -> None:
+    register(strict(server, on_malformed))
+
+
+async def _try_to_bind(address: str) -> None:
+    """Bind plain sockets for a moment: they tell why it cannot be done; gRPC only writes that to stderr.
+
+    Of the addresses of a name, those that this machine does not have may be missing, as long as there is one.
+
+    Raises:
+        OSError: it cannot be done.
+    """
+    host, port = parse_endpoint(address)
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    missing: list[OSError] = []
+    for family, kind, protocol, _name, place in found:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+        except OSError as error:
+            if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+                raise
+            missing.append(error)
+    if len(missing) == len(found):
+        raise missing[0]
 
 
 def load_value(stored_bytes: int) -> str:

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 
+from antientropy.logs import LogLimiter
 from antientropy.store import Row
 from antientropy.stores.lmdb import LmdbRowStore
+from antientropy.strict import strict
 from kvstore.errors import InvalidRequestError, KvStoreError, OverloadedError, StorageError, WrongClusterError
 from kvstore.hlc import HybridLogicalClock
 from kvstore.limits import (
@@ -30,7 +32,6 @@ from kvstore.limits import (
     REPLICA_CALLS_IN_FLIGHT_MAX,
     SCAN_SLICE_ROWS,
 )
-from kvstore.logs import LogLimiter
 from kvstore.replication import Page
 from kvstore.v1 import kvstore_pb2 as pb
 from kvstore.v1 import kvstore_pb2_grpc as pb_grpc
@@ -252,7 +253,7 @@ class ReplicaService(pb_grpc.ReplicaServiceServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Serve on ``server``."""
-        pb_grpc.add_ReplicaServiceServicer_to_server(self, server)
+        pb_grpc.add_ReplicaServiceServicer_to_server(self, strict(server))
 
     async def ApplyRows(self, request: pb.ApplyRowsRequest, context: _Context) -> pb.ApplyRowsResponse:  # noqa: N802 - generated name
         """Put rows that win."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeVar
 
+from antientropy.logs import LogLimiter
 from antientropy.store import Row
 from kvstore.errors import (
     KvStoreError,
@@ -32,7 +33,6 @@ from kvstore.errors import (
 )
 from kvstore.hlc import HybridLogicalClock
 from kvstore.limits import PAGE_ROWS_MAX
-from kvstore.logs import LogLimiter
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")

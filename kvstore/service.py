@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from antientropy.store import Row
+from antientropy.strict import strict
 from kvstore.errors import InvalidRequestError, KvStoreError, StoppingError
 from kvstore.limits import PAGE_BYTES_MAX
 from kvstore.replication import Consistency, Coordinator, Mutation, majority_of
@@ -40,7 +41,7 @@ class KeyValueService(pb_grpc.KeyValueServiceServicer):
 
     def register(self, server: grpc.aio.Server) -> None:
         """Serve on ``server``."""
-        pb_grpc.add_KeyValueServiceServicer_to_server(self, server)
+        pb_grpc.add_KeyValueServiceServicer_to_server(self, strict(server))
 
     def stop(self) -> None:
         """Refuse new calls from now on; those under way go on."""

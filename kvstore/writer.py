@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
+from antientropy.logs import LogLimiter
 from antientropy.store import Row
 from kvstore.errors import OverloadedError, StoppingError, StorageError
 from kvstore.limits import COMMIT_BYTES_MAX, COMMIT_ROWS_MAX, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ROWS_MAX
-from kvstore.logs import LogLimiter
 
 _log = logging.getLogger(__name__)
 

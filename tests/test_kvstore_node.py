@@ -7,7 +7,9 @@ import logging
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from antientropy.store import Row
@@ -59,6 +61,31 @@ async def test_a_node_serves_and_announces_itself(tmp_path: Path) -> None:
         with pytest.raises(UnreachableError):
             await client.get(b"b")
     await node.stop()
+
+
+@pytest.mark.parametrize(
+    ("listener", "method"),
+    [
+        ("peers", "/kvstore.v1.ReplicaService/ApplyRows"),
+        ("peers", "/antientropy.v1.RepairPeerService/CompareRoots"),
+        ("clients", "/kvstore.v1.KeyValueService/Write"),
+        ("admin", "/gossiper.v1.GossipAdminService/GetClusterView"),
+        ("admin", "/antientropy.v1.RepairAdminService/DescribeReplica"),
+    ],
+)
+async def test_what_is_no_protobuf_is_refused_counted_and_logged_once(
+    tmp_path: Path, listener: str, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with KvStoreNode(config_of(tmp_path)) as node:
+        async with grpc.aio.insecure_channel(node.addresses.as_dict()[listener]) as channel:
+            call: Any = channel.unary_unary(method)
+            for _ in range(3):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call(b"\xff\xff\xff\xff noise", timeout=10)
+                assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert node.gossiper.metrics.value("kvstore_malformed_total", method=method) == 3
+        (line,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert method in line
 
 
 async def test_load_is_said_at_once_and_follows_the_store(tmp_path: Path) -> None:

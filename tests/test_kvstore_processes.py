@@ -273,6 +273,7 @@ def test_a_port_in_use_is_one_clear_line(node_factory: NodeFactory, listener: st
     assert node.addresses[listener] in last
     assert "in use" in last
     assert "Traceback" not in other.log
+    assert "add_port" not in other.log, "gRPC's own remark is a second line"
     assert not other.ready_path.exists()
     with node.client() as client:
         client.put(b"still", b"here")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kvstore.limits import LOG_INTERVAL_SECONDS
-from kvstore.logs import LogLimiter
+from antientropy.limits import LOG_INTERVAL_SECONDS
+from antientropy.logs import LogLimiter
 
 
 def test_one_line_per_key_and_interval() -> None:

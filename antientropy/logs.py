@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Final
 
-from kvstore.limits import LOG_INTERVAL_SECONDS
+from antientropy.limits import LOG_INTERVAL_SECONDS
 
 #: Keys remembered, about 200 bytes each: whoever sends from thousands of addresses makes room by clearing them all.
 _KEYS_MAX: Final = 1_000
