@@ -16,21 +16,32 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gossiper.core.application_states import STOPPED_STATUSES, ApplicationState, status_of
-from gossiper.core.engine import (
+from gossiper.core.application_states import ApplicationState
+from gossiper.core.io import (
+    AssassinateRequested,
     Effect,
     EngineEvent,
     Notify,
-    Published,
+    RemoveRequested,
     ReplyReceived,
     RequestReceived,
     RoundDue,
     SendFailed,
 )
+from gossiper.core.lifecycle import STOPPED_STATUSES, status_of
+from gossiper.core.local import Published
 from gossiper.core.messages import EchoReply, VersionedValue
 from gossiper.core.table import LivenessCode
 from gossiper.core.versions import Now
-from gossiper.events import EndpointAlive, EndpointDead, EndpointRestarted
+from gossiper.events import (
+    EndpointAlive,
+    EndpointDead,
+    EndpointForgotten,
+    EndpointJoined,
+    EndpointReplaced,
+    EndpointRestarted,
+    EndpointView,
+)
 from gossiper.limits import ENDPOINTS_MAX, STATES_PER_ENDPOINT_MAX
 from gossiper.simulation.truth import GenerationTruth, Truth
 from gossiper.simulation.violation import InvariantViolation
@@ -40,6 +51,10 @@ if TYPE_CHECKING:
 
 #: Events that may not touch the row of the node itself.
 _FOREIGN_EVENTS: Final = (RequestReceived, ReplyReceived, SendFailed)
+#: The exception from "only the owner makes versions".
+_REMOVALS: Final = (RemoveRequested, AssassinateRequested)
+#: A saved endpoint, known from disk, of which nobody has told anything yet.
+_SAVED: Final = 0
 #: Rounding of microseconds in the detector, generously.
 _TOLERANCE: Final = 0.999
 #: The detector forgets samples beyond its window; from then on its mean and the one here may differ.
@@ -100,6 +115,8 @@ class Observer:
         self._states: list[dict[str, VersionedValue]] = []
         self._greatest: dict[int, int] = {}
         """Greatest generation ever held, by identity: it outlives the row."""
+        self._buried: dict[int, int] = {}
+        """Greatest generation of each identity that must not come back."""
         config = process.engine.config
         interval_seconds = config.interval_ms / 1000
         self._phi_threshold = config.phi_threshold
@@ -140,9 +157,11 @@ class Observer:
             | (table.used != self.used)
         )
         states = self._states
-        rows = [row for row, now_held in enumerate(table.states) if row >= len(states) or now_held is not states[row]]
-        if rows:
-            changed[rows] = True
+        # Comparing lists looks at identity first: nothing is compared twice while nothing changes.
+        if table.states != states:
+            known = len(states)
+            changed[[i for i, held in enumerate(table.states) if i >= known or held is not states[i]]] = True
+        self._note_burials(effects)
         changed[self._local] = False
         heard[self._local] = False
         if changed.any():
@@ -154,18 +173,27 @@ class Observer:
 
     def _check_published(self, effects: list[Effect]) -> None:
         """What was acknowledged is what the node holds. Publishes that waited are merged: the last one wins."""
-        merged: dict[int, dict[str, str | None]] = {}
+        merged: dict[int, dict[str, VersionedValue]] = {}
         for effect in effects:
             if isinstance(effect, Published):
-                merged.setdefault(effect.version, {}).update(self._process.published.pop(effect.ticket))
+                event = self._process.published.pop(effect.ticket)
+                merged.setdefault(effect.version, {}).update(
+                    (
+                        key,
+                        VersionedValue(
+                            effect.version, text or "", text is None, 0 if text is None else event.expires_at_ms
+                        ),
+                    )
+                    for key, text in event.values.items()
+                )
         held = self._table.states[self._local]
         for version, values in merged.items():
-            for key, text in values.items():
+            for key, wanted in values.items():
                 value = held.get(key)
-                if value is None or value.version < version:
-                    raise InvariantViolation("publish_lost", f"{self._name} {key} at version {version}")
-                if value.version == version and value != VersionedValue(version, text or "", deleted=text is None):
-                    raise InvariantViolation("publish_lost", f"{self._name} {key} is {_said(value)}, not {text!r}")
+                if value is None or value.version < version or (value.version == version and value != wanted):
+                    raise InvariantViolation(
+                        "publish_lost", f"{self._name} {key} is {_said(value)}, not {_said(wanted)}"
+                    )
 
     # -- the own row -------------------------------------------------------------------------------------------------
 
@@ -200,11 +228,11 @@ class Observer:
             raise InvariantViolation("generation_went_back", f"{self._name} of itself: {generation}")
         self._truth.owner_wrote(
             self._own_identity,
-            generation,
-            int(table.heartbeat[row]),
-            int(table.states_version[row]),
-            int(table.gc_version[row]),
-            table.states[row],
+            generation=generation,
+            heartbeat=int(table.heartbeat[row]),
+            states_version=int(table.states_version[row]),
+            gc_version=int(table.gc_version[row]),
+            states=table.states[row],
         )
         self._remember(row, self._own_identity)
 
@@ -223,21 +251,52 @@ class Observer:
         if self.identity[row] != identity:
             self._forget(row)
         generation = int(table.generation[row])
+        if generation == _SAVED:
+            self._check_saved(row, identity)
+            return
         truth = self._truth.of(identity, generation)
+        if truth is None and isinstance(event, _REMOVALS):
+            self._truth.impose(identity, generation, table.states[row])
+            truth = self._truth.of(identity, generation)
         if truth is None:
             raise InvariantViolation("invented_generation", f"{self._name} knows {endpoint} in {generation}")
         if generation < self._greatest.get(identity, 0):
             raise InvariantViolation(
                 "generation_went_back", f"{self._name}: {endpoint} from {self._greatest[identity]} to {generation}"
             )
-        begun = generation != self.generation[row]
-        if begun:
+        if not self.used[row] and generation <= self._buried.get(identity, 0):
+            raise InvariantViolation("removed_generation_lives", f"{self._name}: {endpoint} is back in {generation}")
+        if generation != self.generation[row]:
             self._begin(row)
         where = f"{self._name}: {endpoint} generation {generation}"
         self._check_heartbeat(row, truth, where, now)
         self._check_states(row, truth, where)
-        self._check_liveness(row, begun, event, effects, now, where)
+        self._check_liveness(row, event, effects, now, where)
         self._remember(row, identity)
+
+    def _check_saved(self, row: int, identity: int) -> None:
+        """Known from disk only: nothing is said of it, and it is not alive."""
+        table = self._table
+        if table.states[row] or table.heartbeat[row] or table.liveness[row] != _DOWN:
+            raise InvariantViolation(
+                "saved_endpoint_lives", f"{self._name}: {table.endpoint(row)} without a generation"
+            )
+        self._remember(row, identity)
+
+    def _note_burials(self, effects: list[Effect]) -> None:
+        """Who was replaced or has expired does not come back in that generation."""
+        for effect in effects:
+            if isinstance(effect, Notify):
+                event = effect.event
+                if isinstance(event, EndpointReplaced) and event.old.endpoint != event.endpoint:
+                    self._bury(event.old)
+                elif isinstance(event, EndpointForgotten) and event.reason == "expired":
+                    self._bury(event.old)
+
+    def _bury(self, old: EndpointView) -> None:
+        identity = self._truth.identity(old.endpoint)
+        if identity is not None:
+            self._buried[identity] = max(old.generation, self._buried.get(identity, 0))
 
     def _begin(self, row: int) -> None:
         """A new generation: nothing that was known of the old one counts."""
@@ -337,10 +396,9 @@ class Observer:
 
     # -- liveness ----------------------------------------------------------------------------------------------------
 
-    def _check_liveness(
-        self, row: int, begun: bool, event: EngineEvent, effects: list[Effect], now: Now, where: str
-    ) -> None:
+    def _check_liveness(self, row: int, event: EngineEvent, effects: list[Effect], now: Now, where: str) -> None:
         table = self._table
+        begun = bool(table.generation[row] != self.generation[row])
         stopped_before = bool(self.stopped[row])
         status = table.states[row].get(ApplicationState.STATUS)
         self.stopped[row] = stopped_before or (
@@ -352,25 +410,26 @@ class Observer:
             raise InvariantViolation("stopped_generation_lives", f"{where}: alive after it stopped")
         if after == before:
             if begun and self.liveness[row] == _ALIVE:
-                self._expect(effects, EndpointRestarted, row, where)
+                self._expect(effects, (EndpointRestarted, EndpointReplaced, EndpointJoined), row, where)
             return
         if after == _ALIVE:
             self._check_confirmed(row, event, where)
-            self._expect(effects, EndpointAlive, row, where)
+            self._expect(effects, (EndpointAlive,), row, where)
         elif after == _UNKNOWN:
             raise InvariantViolation("liveness_transition", f"{where}: {LivenessCode(before).name} to UNKNOWN")
         else:
             if self.liveness[row] == _ALIVE:
-                self._expect(effects, EndpointDead, row, where)
+                self._expect(effects, (EndpointDead,), row, where)
             if not self.stopped[row]:
                 self._check_conviction(row, event, now, where)
 
-    def _expect(self, effects: list[Effect], kind: type, row: int, where: str) -> None:
+    def _expect(self, effects: list[Effect], kinds: tuple[type, ...], row: int, where: str) -> None:
+        """Subscribers are told of a change of liveness."""
         endpoint = self._table.endpoint(row)
         for effect in effects:
-            if isinstance(effect, Notify) and isinstance(effect.event, kind) and _endpoint(effect.event) == endpoint:
+            if isinstance(effect, Notify) and type(effect.event) in kinds and _endpoint(effect.event) == endpoint:
                 return
-        raise InvariantViolation("event_missing", f"{where}: no {kind.__name__} for a change of liveness")
+        raise InvariantViolation("event_missing", f"{where}: no {kinds[0].__name__} for a change of liveness")
 
     def _check_confirmed(self, row: int, event: EngineEvent, where: str) -> None:
         """ALIVE only because the endpoint itself answered an ECHO in this very generation."""
@@ -408,9 +467,14 @@ class Observer:
     # -- the shadow --------------------------------------------------------------------------------------------------
 
     def _take_over(self) -> None:
+        """At first a node knows nobody, but for what it has saved."""
         for row in self._table.rows().tolist():
-            if row != self._local:
+            identity = self._truth.identity(self._table.endpoint(row))
+            if row == self._local:
+                continue
+            if identity is None or self._table.generation[row] != _SAVED:
                 raise InvariantViolation("invented_endpoint", f"{self._name} begins with others in its table")
+            self._check_saved(row, identity)
 
     def _remember(self, row: int, identity: int) -> None:
         table = self._table
@@ -441,8 +505,8 @@ class Observer:
             setattr(self, name, new)
 
 
-def _endpoint(event: EndpointAlive | EndpointDead | EndpointRestarted) -> str:
-    return event.endpoint
+def _endpoint(event: object) -> str:
+    return getattr(event, "endpoint", "")
 
 
 def _said(value: VersionedValue | None) -> str:

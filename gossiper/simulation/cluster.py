@@ -12,9 +12,21 @@ from typing import Final
 
 import xxhash
 
-from gossiper.core.engine import Notify
-from gossiper.errors import LocalStateError
-from gossiper.events import EndpointAlive, EndpointDead, EndpointJoined, EndpointRestarted, StateChanged
+from gossiper.core.io import (
+    Notify,
+)
+from gossiper.errors import GossipError, LocalStateError
+from gossiper.events import (
+    EndpointAlive,
+    EndpointDead,
+    EndpointForgotten,
+    EndpointJoined,
+    EndpointLeft,
+    EndpointRemoved,
+    EndpointReplaced,
+    EndpointRestarted,
+    StateChanged,
+)
 from gossiper.simulation.checkers import Checkers
 from gossiper.simulation.loop import VirtualLoop
 from gossiper.simulation.machine import GenerationFile, Machine, MachineClock
@@ -23,6 +35,7 @@ from gossiper.simulation.options import SimulationOptions, Swarm
 from gossiper.simulation.process import Process
 from gossiper.simulation.trace import Trace
 from gossiper.simulation.truth import Truth
+from gossiper.simulation.violation import InvariantViolation
 
 PORT: Final = 7000
 #: Nodes present at the start begin within so many seconds of each other.
@@ -92,8 +105,8 @@ class Cluster:
         self.trace.line(f"move {machine.former_endpoints[-1]} to {machine.endpoint}")
 
     def running(self) -> list[Machine]:
-        """Machines on which a process runs that is not about to stop, by index."""
-        return [m for m in self.machines if m.process is not None and not m.process.stopping]
+        """Machines on which a process takes part in gossip, by index."""
+        return [m for m in self.machines if m.process is not None and m.process.gossips]
 
     def free(self) -> list[Machine]:
         """Machines without a process, by index."""
@@ -114,6 +127,7 @@ class Cluster:
                 process.slow_seconds = 0.0
                 if process.paused:
                     process.resume()
+                process.enable()
 
     def frozen(self, machine: Machine) -> bool:
         """Whether what is wrong with this machine stays so."""
@@ -123,8 +137,7 @@ class Cluster:
 
     def start(self, machine: Machine) -> bool:
         """Start a process; False when one runs already or the disk does not let it."""
-        machine.restart_pending = False
-        if machine.process is not None or self.frozen(machine):
+        if machine.process is not None or machine.retired or self.frozen(machine):
             return False
         machine.powered = True
         machine.incarnations += 1
@@ -135,8 +148,61 @@ class Cluster:
             self.faults["start_failed"] += 1
             return False
         self._started[machine.index] = self.loop.now
-        self.trace.line(f"start {machine.endpoint} generation {machine.process.engine.generation}")
+        self.truth.add(machine.endpoint)
+        self.trace.line(f"start {machine.endpoint} host id {machine.disk.host_id}")
         return True
+
+    def joined(self, process: Process) -> None:
+        """A process has ended its shadow round and gossips."""
+        self.trace.line(f"join {process.endpoint} generation {process.engine.generation}")
+
+    def refused(self, process: Process, error: GossipError) -> None:
+        """A process may not or cannot join: it ends, somebody puts right what is wrong, and it is tried again."""
+        machine = process.machine
+        self.trace.line(f"refused {machine.endpoint}: {error}")
+        self.faults["join_refused"] += 1
+        self._ended(machine)
+        if self.frozen(machine):
+            return
+        text = str(error)
+        if isinstance(error, LocalStateError):
+            machine.disk.restore_writes()
+        elif "already exists" in text:
+            self._settle_collision(machine)
+        elif "cannot replace" in text and "moves" not in text:
+            machine.replaces = None
+        elif "was removed" in text or "has left" in text:
+            machine.disk.lose()
+        self.try_again(machine)
+
+    def _settle_collision(self, machine: Machine) -> None:
+        """Its directory was lost, and the cluster knows its address under another host id."""
+        remedy = self._rng.choice(("backup", "replace", "move"))
+        if remedy == "backup" or machine.index in self._core:
+            machine.disk.restore(self.truth.greatest_generation(machine.endpoint), former_host_id=True)
+            self.faults["backup_restored"] += 1
+        elif remedy == "replace" or machine.is_seed:
+            machine.replaces = machine.endpoint
+            self.faults["replace_self"] += 1
+        else:
+            self.move(machine)
+            self.faults["new_address"] += 1
+
+    def try_again(self, machine: Machine) -> None:
+        """A supervisor starts a process that ended, after a while."""
+        in_core = machine.index in self._core
+        self.loop.after(1.0 if in_core else self._rng.uniform(1.0, 10.0), self.start, machine)
+
+    def stopped_itself(self, process: Process, reason: str) -> None:
+        """The engine says that this node may not go on."""
+        machine = process.machine
+        self.trace.line(f"stopped itself {machine.endpoint}: {reason}")
+        self.faults["stopped_itself"] += 1
+        if not self.truth.removed(machine.endpoint):
+            raise InvariantViolation("stopped_without_reason", f"{machine.endpoint}: {reason}")
+        self._ended(machine)
+        machine.disk.lose()
+        self.try_again(machine)
 
     def kill(self, machine: Machine, *, power_off: bool = False) -> None:
         """End a process without a word."""
@@ -151,7 +217,7 @@ class Cluster:
         self.trace.line(f"stop {process.endpoint}")
         self._ended(process.machine)
         if process.machine.index in self._core:
-            self.loop.after(1.0, self.start, process.machine)
+            self.try_again(process.machine)
 
     def _ended(self, machine: Machine) -> None:
         if machine.process is not None:
@@ -164,9 +230,8 @@ class Cluster:
         machine = process.machine
         self.faults["backup_restored"] += 1
         self.kill(machine)
-        machine.disk.restore(self.truth.greatest_generation(machine.endpoint))
-        machine.restart_pending = True
-        self.loop.after(self._rng.uniform(1.0, 10.0), self.start, machine)
+        machine.disk.restore(self.truth.greatest_generation(machine.endpoint), former_host_id=False)
+        self.try_again(machine)
 
     def finish(self) -> None:
         """Account for the processes that still run."""
@@ -199,5 +264,11 @@ class Cluster:
                 self.trace.line(f"restarted {endpoint} generation {old.generation} to {new.generation}")
             case StateChanged(endpoint, _, new, keys):
                 self.trace.line(f"changed {endpoint} version {new.states_version} {','.join(keys)}")
+            case EndpointReplaced(endpoint, old, new):
+                self.trace.line(f"replaced {old.endpoint} generation {old.generation} by {endpoint} {new.generation}")
+            case EndpointLeft(endpoint, _, new) | EndpointRemoved(endpoint, _, new):
+                self.trace.line(f"gone {endpoint} generation {new.generation} {new.status}")
+            case EndpointForgotten(endpoint, old, reason):
+                self.trace.line(f"forgotten {endpoint} generation {old.generation} {reason}")
             case _:
                 self.trace.line(type(event).__name__)

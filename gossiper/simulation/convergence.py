@@ -28,7 +28,7 @@ STAY_ROUNDS: Final = 10
 
 def choose_core(cluster: Cluster, rng: Random) -> list[Machine]:
     """At least half of the machines, among them a seed: without one, who has a new address finds nobody."""
-    machines = cluster.machines
+    machines = [machine for machine in cluster.machines if not machine.retired]
     seeds = [machine for machine in machines if machine.is_seed]
     seed = seeds[rng.randrange(len(seeds))]
     size = rng.randint(max(2, (len(machines) + 1) // 2), len(machines))
@@ -49,7 +49,7 @@ def disagreement(core: list[Machine]) -> Disagreement | None:
     """Why the core does not agree, or None: its digests and values are equal and it holds itself alive."""
     processes: list[Process] = []
     for machine in core:
-        if machine.process is None or machine.process.stopping:
+        if machine.process is None or not machine.process.gossips:
             return Disagreement("core_not_running", f"{machine.endpoint} does not run")
         processes.append(machine.process)
     return _unequal(processes) or _not_alive(processes)
@@ -57,12 +57,12 @@ def disagreement(core: list[Machine]) -> Disagreement | None:
 
 def _unequal(processes: list[Process]) -> Disagreement | None:
     first = processes[0].engine.state.table
-    reference = {first.endpoint(row): row for row in first.rows().tolist()}
+    reference = {first.endpoint(row): row for row in first.rows().tolist() if first.generation[row]}
     for process in processes[1:]:
         table = process.engine.state.table
-        names = {table.endpoint(row): row for row in table.rows().tolist()}
+        names = {table.endpoint(row): row for row in table.rows().tolist() if table.generation[row]}
         if names.keys() != reference.keys():
-            odd = sorted(names.keys() ^ reference.keys())[0]
+            odd = min(names.keys() ^ reference.keys())
             return Disagreement(
                 "unequal_digests", f"{odd} is not known to both {processes[0].endpoint} and {process.endpoint}"
             )
@@ -97,11 +97,10 @@ def _not_alive(processes: list[Process]) -> Disagreement | None:
             row = table.row(process.endpoint)
             if row is None or int(table.generation[row]) != process.engine.generation:
                 return Disagreement("core_unknown", f"{observer.endpoint} does not know {process.endpoint} as it is")
-            if int(table.liveness[row]) != LivenessCode.ALIVE:
-                return Disagreement(
-                    "core_not_alive",
-                    f"{observer.endpoint} holds {process.endpoint} {LivenessCode(int(table.liveness[row])).name}",
-                )
+            liveness = LivenessCode(int(table.liveness[row]))
+            if liveness is not LivenessCode.ALIVE:
+                kind = "false_conviction" if liveness is LivenessCode.DOWN else "core_not_alive"
+                return Disagreement(kind, f"{observer.endpoint} holds {process.endpoint} {liveness.name}")
     return None
 
 

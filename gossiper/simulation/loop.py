@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from gossiper.simulation.violation import InvariantViolation
 
-Action = Callable[..., None]
+Action = Callable[..., object]
 
 #: Actions at one and the same instant before the run counts as stuck: far more than all packets of 1,000 nodes.
 ACTIONS_PER_INSTANT_MAX: Final = 1_000_000
@@ -55,6 +55,11 @@ class VirtualLoop:
         self.now = max(self.now, end)
 
     def stream(self, name: str) -> Random:
-        """Random numbers of their own for ``name``: more draws in one stream do not shift another."""
-        # A str is hashed with SHA-512, so this does not depend on PYTHONHASHSEED.
-        return Random(f"{self.seed}/{name}")  # noqa: S311 - repeatable on purpose, guards nothing
+        """As the function :func:`stream`, for the seed of this loop."""
+        return stream(self.seed, name)
+
+
+def stream(seed: int, name: str) -> Random:
+    """Random numbers of their own for ``name``: more draws in one stream do not shift another."""
+    # A str is hashed with SHA-512, so this does not depend on PYTHONHASHSEED.
+    return Random(f"{seed}/{name}")  # noqa: S311 - repeatable on purpose, guards nothing

@@ -57,6 +57,8 @@ class GenerationFile:
         self.host_id = self._new_host_id()
         self.writes_fail = False
         self.corrupt = False
+        self.known_peers: tuple[str, ...] = ()
+        self._former_host_id = self.host_id
 
     def _new_host_id(self) -> str:
         return str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
@@ -84,9 +86,12 @@ class GenerationFile:
         self._generation = generation
 
     def lose(self) -> None:
-        """The file is gone; the next start is that of a new node, with a new host id."""
-        self._generation = None
+        """The whole directory is gone; the next start is that of a new node, with a new host id."""
         self.corrupt = False
+        self.known_peers = ()
+        if self._generation is not None:
+            self._former_host_id = self.host_id
+        self._generation = None
         self.host_id = self._new_host_id()
 
     def restore_writes(self) -> None:
@@ -95,9 +100,11 @@ class GenerationFile:
         if self.corrupt:
             self.lose()
 
-    def restore(self, generation: int) -> None:
-        """An operator puts back a copy that knows ``generation``."""
+    def restore(self, generation: int, *, former_host_id: bool) -> None:
+        """An operator puts back a copy that knows ``generation``, perhaps with the host id from before the loss."""
         self._generation = generation
+        if former_host_id:
+            self.host_id = self._former_host_id
         self.corrupt = False
         self.writes_fail = False
 
@@ -116,7 +123,10 @@ class Machine:
     powered: bool = True
     """Off: packets to it vanish. On, without a process: connections are refused."""
     incarnations: int = 0
-    restart_pending: bool = False
+    replaces: str | None = None
+    """Host id or endpoint of the node whose place the next process takes."""
+    retired: bool = False
+    """It left, was removed or replaced for good: nobody starts it again."""
     former_endpoints: list[str] = field(default_factory=list)
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Final
 
+from gossiper.core.io import AssassinateRequested, RemoveRequested, ShutdownRequested
 from gossiper.simulation.cluster import Cluster
 from gossiper.simulation.machine import Machine
 
@@ -25,13 +26,14 @@ BURST: Final = 20
 def publish(cluster: Cluster, machine: Machine, rng: Random) -> bool:
     """Set one to three keys, or delete some, once or in a burst."""
     process = machine.process
-    if process is None:
+    if process is None or not process.gossips:
         return False
     times = BURST if rng.random() < cluster.swarm.burst else 1
     for _ in range(times):
         keys = rng.sample(KEYS, rng.randint(1, 3))
         deletes = rng.random() < cluster.swarm.delete
-        process.publish({key: None if deletes else _text(rng) for key in keys})
+        expires = 0.0 if deletes or rng.random() < 0.9 else rng.uniform(1.0, 60.0)
+        process.publish({key: None if deletes else _text(rng) for key in keys}, expires)
     return True
 
 
@@ -40,20 +42,19 @@ def _text(rng: Random) -> str:
     return f"{rng.getrandbits(4 * length + 1):x}"[:length] if length else ""
 
 
-def purge(cluster: Cluster, machine: Machine, rng: Random) -> bool:
-    """The owner drops all of its tombstones: what receivers must cope with, whoever decides when it is time."""
+def purge(cluster: Cluster, machine: Machine, _rng: Random) -> bool:
+    """The owner drops all of its tombstones now: the engine itself waits a day before it does."""
     process = machine.process
-    if process is None or process.stopping or process.paused:
+    if process is None or not process.gossips or process.paused:
         return False
     state = process.engine.state
-    table, row = state.table, state.local_row
-    gone = {key: value.version for key, value in table.states[row].items() if value.deleted}
-    if not gone:
+    before = int(state.table.gc_version[state.local_row])
+    state.collect_tombstones(int(state.table.states_version[state.local_row]))
+    after = int(state.table.gc_version[state.local_row])
+    if after == before:
         return False
-    table.states[row] = {key: value for key, value in table.states[row].items() if key not in gone}
-    table.gc_version[row] = max(int(table.gc_version[row]), *gone.values())
     process.observer.own_row_changed()
-    cluster.trace.line(f"purge {machine.endpoint} up to {int(table.gc_version[row])}, {rng.random():.3f}")
+    cluster.trace.line(f"purge {machine.endpoint} up to {after}")
     return True
 
 
@@ -87,18 +88,15 @@ def restart_later(cluster: Cluster, machine: Machine, rng: Random) -> None:
     """Schedule the restart, perhaps at a new address, perhaps with a damaged disk."""
     if rng.random() < cluster.swarm.stay_down:
         return
-    machine.restart_pending = True
     cluster.loop.after(rng.uniform(0.05, cluster.swarm.restart_seconds_max), restart, cluster, machine, rng)
 
 
 def restart(cluster: Cluster, machine: Machine, rng: Random) -> bool:
     """Start a machine's process again, after what may have happened to it meanwhile."""
-    machine.restart_pending = False
     if cluster.faults_over:  # whether it runs is decided already
         return False
     if machine.process is not None:
         if machine.process.stopping:  # its grace is not over yet
-            machine.restart_pending = True
             cluster.loop.after(2.0, restart, cluster, machine, rng)
         return False
     swarm = cluster.swarm
@@ -116,13 +114,81 @@ def restart(cluster: Cluster, machine: Machine, rng: Random) -> bool:
     if cluster.start(machine):
         cluster.faults["restart"] += 1
         return True
-    # It refused to start: an operator sets the corrupt file aside, or makes room on the disk.
-    if machine.disk.corrupt:
-        machine.disk.lose()
-    machine.disk.writes_fail = False
-    machine.restart_pending = True
-    cluster.loop.after(rng.uniform(0.5, 10.0), cluster.start, machine)
+    # It refused to start: an operator sets the corrupt file aside.
+    machine.disk.restore_writes()
+    cluster.try_again(machine)
     return False
+
+
+def leave(cluster: Cluster, machine: Machine, _rng: Random) -> bool:
+    """Leave for good. A seed stays: others are told of its address at their start."""
+    if machine.process is None or not machine.process.gossips or machine.is_seed or not _may_lose_one(cluster):
+        return False
+    cluster.trace.line(f"leave {machine.endpoint}")
+    machine.retired = True
+    machine.process.leave()
+    return True
+
+
+def remove(cluster: Cluster, machine: Machine, rng: Random) -> bool:
+    """An operator removes somebody that this node holds dead, rightly or not."""
+    process = machine.process
+    if process is None or not process.gossips or process.paused:
+        return False
+    state = process.engine.state
+    rows = [row for row in state.unreachable_rows().tolist() if row != state.local_row]
+    if not rows:
+        return False
+    victim = state.view(rows[rng.randrange(len(rows))])
+    if victim.host_id is None or cluster.truth.removed(victim.endpoint):
+        return False
+    if rng.random() < 0.3:
+        done = process.operate(AssassinateRequested(victim.endpoint, force=rng.random() < 0.5))
+    else:
+        done = process.operate(RemoveRequested(victim.host_id))
+    cluster.trace.line(f"remove {victim.endpoint} by {machine.endpoint}: {done}")
+    return done
+
+
+def replace(cluster: Cluster, machine: Machine, rng: Random) -> bool:
+    """A new machine, or the same at its old address with an empty disk, takes the place of a dead one for good."""
+    if machine.process is not None or machine.retired or machine.is_seed or not machine.incarnations:
+        return False
+    cluster.trace.line(f"replace {machine.endpoint}")
+    if rng.random() < 0.5:
+        machine.replaces = machine.endpoint
+        machine.disk.lose()
+        return cluster.start(machine)
+    if len(cluster.machines) >= cluster.options.nodes:
+        return False
+    newcomer = cluster.add_machine()
+    newcomer.replaces = machine.disk.host_id
+    machine.retired = True
+    return cluster.start(newcomer)
+
+
+def disable(cluster: Cluster, machine: Machine, rng: Random) -> bool:
+    """Stop gossip in a process that goes on, and enable it again later."""
+    process = machine.process
+    if process is None or not process.gossips or process.paused:
+        return False
+    cluster.trace.line(f"disable {machine.endpoint}")
+    if not process.operate(ShutdownRequested()):
+        return False
+    cluster.loop.after(rng.uniform(1.0, 30.0), _enable, cluster, machine, process)
+    return True
+
+
+def _enable(cluster: Cluster, machine: Machine, process: object) -> None:
+    if machine.process is None or machine.process is not process or cluster.frozen(machine):
+        return
+    if machine.process.paused or not machine.process.enable():
+        cluster.loop.after(5.0, _enable, cluster, machine, process)
+
+
+def _may_lose_one(cluster: Cluster) -> bool:
+    """A cluster of less than three is none."""
+    return sum(not machine.retired for machine in cluster.machines) > 3
 
 
 def pause(cluster: Cluster, machine: Machine, rng: Random) -> bool:
@@ -202,4 +268,8 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "clock_jump": clock_jump,
     "clock_drift": clock_drift,
     "disk_fails": disk_fails,
+    "leave": leave,
+    "remove": remove,
+    "replace": replace,
+    "disable": disable,
 }

@@ -85,6 +85,10 @@ class Swarm:
     file_lost: float
     file_corrupt: float
     disk_fails_rate: float
+    leave_rate: float
+    remove_rate: float
+    replace_rate: float
+    disable_rate: float
     pause_rate: float
     pause_seconds_max: float
     slow_rate: float
@@ -103,7 +107,7 @@ _QUIET: Final[dict[str, float]] = {
     "delete": 0.2, "burst": 0.05, "purge_rate": 0.0, "shutdown_rate": 0.0, "crash_rate": 0.0, "power_off": 0.5,
     "restart_seconds_max": 30.0, "stay_down": 0.1, "new_address": 0.0, "file_lost": 0.0, "file_corrupt": 0.0,
     "disk_fails_rate": 0.0, "pause_rate": 0.0, "pause_seconds_max": 30.0, "slow_rate": 0.0, "clock_jump_rate": 0.0,
-    "clock_drift_rate": 0.0,
+    "clock_drift_rate": 0.0, "leave_rate": 0.0, "remove_rate": 0.0, "replace_rate": 0.0, "disable_rate": 0.0,
 }  # fmt: skip
 
 
@@ -155,4 +159,8 @@ def draw(options: SimulationOptions, rng: Random) -> Swarm:
         slow_rate=sometimes(0.4, 0.005, 0.05) * scale,
         clock_jump_rate=sometimes(0.5, 0.01, 0.1) * scale,
         clock_drift_rate=sometimes(0.4, 0.01, 0.05) * scale,
+        leave_rate=sometimes(0.4, 0.003, 0.05),
+        remove_rate=sometimes(0.3, 0.005, 0.1),
+        replace_rate=sometimes(0.4, 0.01, 0.3),
+        disable_rate=sometimes(0.3, 0.005, 0.05) * scale,
     )

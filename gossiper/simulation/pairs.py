@@ -1,15 +1,15 @@
 """Membership bugs come in pairs: every operation on a node while every fault is there.
 
 25 pairs: {join, leave, replace, restart at the same address, restart with the clock behind} x {partition, one-way
-partition, pause, kill, 30 % loss}. One operation or fault is one function and one entry in its table; operations that the
-core does not have yet are not in it.
+partition, pause, kill, 30 % loss}. One operation or fault is one function and one entry in its table; operations that
+the core does not have yet are not in it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from random import Random
-from typing import Final
+from typing import Final, NamedTuple
 
 from gossiper.simulation import operations
 from gossiper.simulation.cluster import Cluster
@@ -136,6 +136,11 @@ FAULTS: Final[Mapping[str, Begin]] = {
 PAIRS: Final = tuple(f"{operation}-{fault}" for operation in OPERATIONS for fault in FAULTS)
 
 
+class _Planned(NamedTuple):
+    name: str
+    action: Begin
+
+
 def schedule(cluster: Cluster, pair: str, duration_seconds: float) -> list[Machine]:
     """Plan one pair; everybody belongs to the core that has to converge afterwards.
 
@@ -153,8 +158,8 @@ def schedule(cluster: Cluster, pair: str, duration_seconds: float) -> list[Machi
     seconds = min(rng.uniform(FAULT_SECONDS_MIN, FAULT_SECONDS_MAX), max(1.0, duration_seconds - FAULT_AT_SECONDS))
     fault_at = FAULT_AT_SECONDS + rng.uniform(0.0, 2.0)
     operation_at = fault_at + rng.uniform(-OPERATION_BEFORE_SECONDS, OPERATION_AFTER_SECONDS)
-    loop.at(operation_at, _begin, cluster, operation_name, OPERATIONS[operation_name], machine, rng, seconds)
-    loop.at(fault_at, _begin, cluster, fault_name, FAULTS[fault_name], machine, rng, seconds)
+    loop.at(operation_at, _begin, cluster, _Planned(operation_name, OPERATIONS[operation_name]), machine, rng, seconds)
+    loop.at(fault_at, _begin, cluster, _Planned(fault_name, FAULTS[fault_name]), machine, rng, seconds)
     publishing = loop.stream("publish")
     for _ in range(int(duration_seconds)):
         chosen = cluster.machines[publishing.randrange(len(cluster.machines))]
@@ -164,11 +169,12 @@ def schedule(cluster: Cluster, pair: str, duration_seconds: float) -> list[Machi
     return list(cluster.machines)
 
 
-def _publish(cluster: Cluster, machine: Machine, rng: Random, _seconds: float) -> None:
-    operations.publish(cluster, machine, rng)
+def _publish(cluster: Cluster, machine: Machine, rng: Random) -> None:
+    if not cluster.faults_over and operations.publish(cluster, machine, rng):
+        cluster.faults["publish"] += 1
 
 
-def _begin(cluster: Cluster, name: str, begin: Begin, machine: Machine, rng: Random, seconds: float) -> None:
-    cluster.trace.line(f"{name} {machine.endpoint}")
-    cluster.faults[name] += 1
-    begin(cluster, machine, rng, seconds)
+def _begin(cluster: Cluster, begin: _Planned, machine: Machine, rng: Random, seconds: float) -> None:
+    cluster.trace.line(f"{begin.name} {machine.endpoint}")
+    cluster.faults[begin.name] += 1
+    begin.action(cluster, machine, rng, seconds)

@@ -11,31 +11,32 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from gossiper.core.application_states import ApplicationState, Status
-from gossiper.core.engine import (
-    CAPABILITIES,
-    PROTOCOL_VERSION,
+from gossiper.core.application_states import ApplicationState
+from gossiper.core.engine import CAPABILITIES, PROTOCOL_VERSION, EngineConfig, GossipEngine
+from gossiper.core.io import (
     Answer,
     Count,
-    EngineConfig,
+    EnableRequested,
     EngineEvent,
     GenerationPersisted,
-    GossipEngine,
+    LeaveRequested,
     Notify,
     PersistGeneration,
-    Publish,
-    Published,
     ReplyReceived,
     RequestReceived,
     RoundDue,
     Send,
     SendFailed,
     ShutdownRequested,
+    Stop,
     Warn,
 )
-from gossiper.core.messages import Reply, Request
+from gossiper.core.lifecycle import GONE_STATUSES, Status
+from gossiper.core.local import Publish, Published
+from gossiper.core.messages import GossipDigestAck, GossipDigestSyn, Reply, Request
+from gossiper.core.shadow import ShadowConfig, ShadowRound, Verdict, answer_while_in_shadow
 from gossiper.core.versions import Now, next_generation
-from gossiper.errors import LocalStateError, PeerProtocolError, PublishError
+from gossiper.errors import JoinError, LifecycleError, LocalStateError, PeerProtocolError, PublishError
 from gossiper.limits import MESSAGE_BYTES_MAX, SENDS_IN_FLIGHT_MAX, SENDS_IN_FLIGHT_PER_PEER_MAX
 from gossiper.simulation.loop import Action
 from gossiper.simulation.violation import InvariantViolation
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from gossiper.simulation.machine import Machine
 
 CLUSTER_NAME: Final = "simulation"
+#: As ``GossipConfig`` has them at an interval of one second.
+JOIN_TIMEOUT_SECONDS: Final = 30.0
+PEERS_STORE_SECONDS: Final = 10.0
 #: The shell's defaults: ``GossipConfig`` with an interval of one second.
 INTERVAL_MS: Final = 1000
 TIMEOUT_SECONDS: Final = 1.0
@@ -55,13 +59,15 @@ SHUTDOWN_GRACE_SECONDS: Final = 2.0
 PERSIST_SECONDS_MAX: Final = 0.05
 #: Reasons for which an honest node may refuse an honest message; any other is a finding.
 REFUSALS_EXPECTED: Final = frozenset({"not_running"})
+#: Reasons for which an entry of an honest message may be left out.
+LEFT_OUT_EXPECTED: Final = frozenset({"quarantined", "expired"})
 
 
 class Process:
-    """A running gossiper; ``engine`` is its state."""
+    """A gossiper that starts, runs and ends; ``engine`` is its state once it has joined."""
 
     def __init__(self, cluster: Cluster, machine: Machine) -> None:
-        """Begin a new incarnation: its generation is on disk before anybody hears of it.
+        """Read the files and begin the shadow round.
 
         Raises:
             LocalStateError: the disk does not let it.
@@ -83,39 +89,113 @@ class Process:
         self._call = 0
         self._ticket = 0
         self._encoded: tuple[Request, bytes] | None = None
-        self.published: dict[int, Mapping[str, str | None]] = {}
+        self.published: dict[int, Publish] = {}
         """Publishes that are not acknowledged yet, by ticket; the checkers take them out."""
         self._carry_out: dict[type, Callable[[Any], None]] = {
             Send: self._send,
             Notify: cluster.notified,
             Published: self._published,
             PersistGeneration: self._persist,
+            Stop: self._told_to_stop,
             Count: self._count,
             Warn: self._warn,
         }
-        now = self.now()
-        generation = cluster.truth.unused_generation(
-            self.endpoint, next_generation(machine.disk.load(), now.wall), lost=machine.disk.load() is None
+        self._engine: GossipEngine | None = None
+        machine.disk.load()
+        self._shadow_config = ShadowConfig(
+            cluster_name=CLUSTER_NAME,
+            protocol_version=PROTOCOL_VERSION,
+            endpoint=self.endpoint,
+            host_id=machine.disk.host_id,
+            interval_seconds=INTERVAL_MS / 1000,
+            seeds=tuple(seed for seed in machine.seeds if seed != self.endpoint),
+            known_peers=tuple(peer for peer in machine.disk.known_peers if peer != self.endpoint),
+            is_seed=machine.is_seed,
+            replace=machine.replaces,
+            timeout_seconds=JOIN_TIMEOUT_SECONDS,
         )
-        machine.disk.store(generation)
-        self.engine = GossipEngine(
+        self._shadow = ShadowRound(self._shadow_config, self.now())
+        self._loop.at(self._loop.now, self._run, self._ask)
+
+    # -- joining -----------------------------------------------------------------------------------------------------
+
+    @property
+    def joined(self) -> bool:
+        """Whether the shadow round is over and the engine runs."""
+        return self._engine is not None
+
+    @property
+    def gossips(self) -> bool:
+        """Whether it takes part: joined, not stopping, gossip not disabled."""
+        return self._engine is not None and not self._engine.stopped and not self.stopping
+
+    @property
+    def engine(self) -> GossipEngine:
+        """The engine of a process that has joined."""
+        if self._engine is None:
+            raise AssertionError(f"{self.endpoint} has not joined yet")
+        return self._engine
+
+    def _ask(self) -> None:
+        """One turn of the shadow round: a verdict, or more questions."""
+        if self._decided():
+            return
+        self._poll()
+        self._loop.after(INTERVAL_MS / 1000, self._run, self._ask)
+
+    def _poll(self) -> None:
+        for peer, syn in self._shadow.poll(self.now()):
+            self._request(peer, syn)
+
+    def _decided(self) -> bool:
+        if self.joined:
+            return True
+        try:
+            verdict = self._shadow.verdict(self.now())
+            if verdict is not None:
+                self._begin(verdict)
+        except (JoinError, LocalStateError) as error:
+            self.cluster.refused(self, error)
+            return True
+        return verdict is not None
+
+    def _begin(self, verdict: Verdict) -> None:
+        """Take a generation, on disk before anybody hears of it, and begin to gossip."""
+        disk, now = self.machine.disk, self.now()
+        known = disk.load()
+        generation = self.cluster.truth.unused_generation(
+            self.endpoint, next_generation(known, now.wall, verdict.own_generation_seen), lost=known is None
+        )
+        disk.store(generation)
+        self._calls.clear()
+        self._in_flight.clear()
+        peers = {*verdict.peers, *self._shadow_config.known_peers}
+        self._engine = GossipEngine(
             EngineConfig(
                 cluster_name=CLUSTER_NAME,
                 endpoint=self.endpoint,
                 interval_ms=INTERVAL_MS,
                 echo_retry_seconds=2 * TIMEOUT_SECONDS,
-                seeds=machine.seeds,
+                seeds=self.machine.seeds,
+                known_peers=tuple(sorted(peers)),
             ),
             generation=generation,
-            values=self._initial_values(),
+            values=self._initial_values(verdict),
             rng=self._rng,
             now=now,
         )
-        self.observer = cluster.checkers.observe(self)
+        self.machine.replaces = None
+        self.observer = self.cluster.checkers.observe(self)
+        self.cluster.joined(self)
         self._schedule_round()
+        self._loop.after(PEERS_STORE_SECONDS, self._run, self._keep_peers)
 
-    def _initial_values(self) -> dict[str, str | None]:
+    def _initial_values(self, verdict: Verdict) -> dict[str, str | None]:
+        replacing: dict[str, str | None] = {}
+        if verdict.replaces is not None:
+            replacing[ApplicationState.REPLACES] = verdict.replaces
         return {
+            **replacing,
             ApplicationState.DC: "dc1",
             ApplicationState.RACK: f"rack{self.machine.index % 3}",
             ApplicationState.RELEASE_VERSION: "simulated",
@@ -125,6 +205,19 @@ class Process:
             ApplicationState.INTERNAL_ADDRESS_AND_PORT: self.endpoint,
             ApplicationState.STATUS: Status.NORMAL.value,
         }
+
+    def _keep_peers(self) -> None:
+        self._store_peers()
+        self._loop.after(PEERS_STORE_SECONDS, self._run, self._keep_peers)
+
+    def _store_peers(self) -> None:
+        if self._engine is None:
+            return
+        state = self._engine.state
+        views = [state.view(row) for row in state.table.rows().tolist() if row != state.local_row]
+        self.machine.disk.known_peers = tuple(
+            sorted(view.endpoint for view in views if view.generation and view.status not in GONE_STATUSES)
+        )
 
     def now(self) -> Now:
         """Both clocks of its machine."""
@@ -184,6 +277,8 @@ class Process:
         self.observer.check(event, effects, now)
         answer: Reply | None = None
         for effect in effects:
+            if not self.alive:
+                break
             if type(effect) is Answer:
                 if answer is not None or type(event) is not RequestReceived:
                     raise InvariantViolation(
@@ -211,6 +306,7 @@ class Process:
             self.machine.disk.store(generation)
         except LocalStateError as error:
             self.cluster.trace.line(f"disk {self.endpoint} generation {generation}: {error}")
+            self.cluster.faults["persist_failed"] += 1
             return
         self.do(GenerationPersisted(generation))
 
@@ -224,36 +320,76 @@ class Process:
     def _warn(self, effect: Warn) -> None:
         self.cluster.trace.line(f"warn {self.endpoint} {effect.key}: {effect.text}")
 
+    def _told_to_stop(self, effect: Stop) -> None:
+        self.cluster.stopped_itself(self, effect.reason)
+
     # -- operations --------------------------------------------------------------------------------------------------
 
-    def publish(self, values: Mapping[str, str | None]) -> None:
+    def publish(self, values: Mapping[str, str | None], expires_in_seconds: float = 0.0) -> None:
         """Publish as an application would; waits while the process is paused."""
-        self._run(self._publish, values)
+        self._run(self._publish, values, expires_in_seconds)
 
-    def _publish(self, values: Mapping[str, str | None]) -> None:
-        if self.stopping:
+    def _publish(self, values: Mapping[str, str | None], expires_in_seconds: float) -> None:
+        if not self.gossips:
             return
         self._ticket += 1
-        self.published[self._ticket] = values
+        expires_at_ms = round((self.now().wall + expires_in_seconds) * 1000) if expires_in_seconds else 0
+        event = Publish(values, self._ticket, expires_at_ms)
+        self.published[self._ticket] = event
         try:
-            self.do(Publish(values, self._ticket))
+            self.do(event)
         except PublishError as error:
             raise InvariantViolation("publish_refused", f"{self.endpoint}: {error}") from error
 
     def shut_down(self) -> None:
         """Announce the end, wait for the peers up to the grace, stop."""
-        self._run(self._shut_down)
+        self._run(self._end, ShutdownRequested())
 
-    def _shut_down(self) -> None:
+    def leave(self) -> None:
+        """Leave for good."""
+        self._run(self._end, LeaveRequested())
+
+    def _end(self, event: ShutdownRequested | LeaveRequested) -> None:
         if self.stopping:
             return
-        self.stopping = True
-        self.do(ShutdownRequested())
-        self._loop.after(SHUTDOWN_GRACE_SECONDS, self._run, self._stop)
+        if not self.joined:
+            self._stop()
+            return
+        if self.operate(event):
+            self.stopping = True
+            self._loop.after(SHUTDOWN_GRACE_SECONDS, self._run, self._leave_behind)
+
+    def _leave_behind(self) -> None:
+        # Leaving is followed by an ordinary stop, which is silent then.
+        self.operate(ShutdownRequested())
+        self._stop()
 
     def _stop(self) -> None:
         if self.alive:
+            self._store_peers()
             self.cluster.stopped(self)
+
+    def operate(self, event: EngineEvent) -> bool:
+        """An operator's wish; False when the engine says that it is not possible now."""
+        if not self.joined or (self.engine.stopped and not isinstance(event, EnableRequested)):
+            return False
+        try:
+            self.do(event)
+        except LifecycleError as error:
+            self.cluster.trace.line(f"{type(event).__name__} at {self.endpoint}: {error}")
+            return False
+        return True
+
+    def enable(self) -> bool:
+        """Take part again after gossip was disabled; False when it was not, or the disk does not let it."""
+        if not self.joined or not self.engine.stopped or self.stopping:
+            return False
+        generation = next_generation(self.machine.disk.load(), self.now().wall)
+        try:
+            self.machine.disk.store(generation)
+        except LocalStateError:
+            return False
+        return self.operate(EnableRequested(generation))
 
     def kill(self) -> None:
         """Be gone, now. What is under way in the network arrives; answers to this process do not."""
@@ -264,11 +400,13 @@ class Process:
     # -- sending -----------------------------------------------------------------------------------------------------
 
     def _send(self, effect: Send) -> None:
-        peer, request = effect.peer, effect.request
+        self._request(effect.peer, effect.request)
+
+    def _request(self, peer: str, request: Request) -> None:
         kind = (peer, type(request))
         if self._in_flight[kind] >= SENDS_IN_FLIGHT_PER_PEER_MAX or len(self._calls) >= SENDS_IN_FLIGHT_MAX:
             self.cluster.counters["sends_skipped"] += 1
-            self.do(SendFailed(peer, request, "busy"))
+            self._unanswered(peer, request, "busy")
             return
         self._in_flight[kind] += 1
         self._call += 1
@@ -297,7 +435,12 @@ class Process:
             reply = codec.decode_reply_to(request, data)
         except PeerProtocolError as error:
             raise InvariantViolation("honest_message_refused", f"{self.endpoint} refuses an answer: {error}") from error
-        self.do(ReplyReceived(peer, request, reply))
+        if self.joined:
+            self.do(ReplyReceived(peer, request, reply))
+        elif isinstance(reply, GossipDigestAck):
+            self._shadow.answered(reply, self.now())
+            if not self._decided():
+                self._poll()
 
     def failed(self, call: int, reason: str) -> None:
         """The network brings a refusal."""
@@ -306,7 +449,13 @@ class Process:
     def _ended(self, call: int, reason: str) -> None:
         found = self._take_call(call)
         if found is not None:
-            self.do(SendFailed(found[0], found[1], reason))
+            self._unanswered(*found, reason)
+
+    def _unanswered(self, peer: str, request: Request, reason: str) -> None:
+        if self.joined:
+            self.do(SendFailed(peer, request, reason))
+        else:
+            self._shadow.failed(peer, reason, retriable=True)
 
     def _take_call(self, call: int) -> tuple[str, Request] | None:
         found = self._calls.pop(call, None)
@@ -326,7 +475,7 @@ class Process:
     def _requested(self, kind: str, data: bytes, source: int, caller: Process | None, call: int) -> None:
         self.cluster.delivered(kind, source, self.endpoint, data)
         try:
-            reply = self.do(RequestReceived(DECODERS[kind](data)))
+            reply = self._handle(DECODERS[kind](data))
         except PeerProtocolError as error:
             if error.reason not in REFUSALS_EXPECTED:
                 raise InvariantViolation(
@@ -339,6 +488,16 @@ class Process:
             raise InvariantViolation("one_answer", f"{self.endpoint} gives no answer to a {kind}")
         if caller is not None:
             self._network.answer(self.machine, caller, call, _bounded(codec.encode(reply)))
+
+    def _handle(self, request: Request) -> Reply | None:
+        if self.joined:
+            return self.do(RequestReceived(request))
+        answer = None
+        if isinstance(request, GossipDigestSyn):
+            answer = answer_while_in_shadow(self._shadow_config, request, self.now())
+        if answer is None:
+            raise PeerProtocolError("not_running", "this node is starting")
+        return answer
 
 
 def _bounded(data: bytes) -> bytes:

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from gossiper.core.application_states import ApplicationState
 from gossiper.core.messages import VersionedValue
 from gossiper.core.versions import tick_of
 from gossiper.simulation.violation import InvariantViolation
@@ -69,6 +70,8 @@ class Truth:
         """How far its owner has ticked in that generation."""
         self._identities: dict[str, int] = {}
         self._generations: list[dict[int, GenerationTruth]] = []
+        self._removed: dict[int, int] = {}
+        """Greatest generation in which an operator removed an endpoint, by identity."""
 
     def identity(self, endpoint: str) -> int | None:
         """The number of an endpoint; None for one that nobody ever had."""
@@ -133,9 +136,33 @@ class Truth:
         self.heartbeat[identity] = 0
         return begun
 
+    def impose(self, identity: int, generation: int, states: Mapping[str, VersionedValue]) -> None:
+        """An operator removed an endpoint in a generation that is not its owner's.
+
+        Raises:
+            InvariantViolation: the owner, or another operator, had that generation before.
+        """
+        endpoint = self.endpoints[identity]
+        if generation in self._generations[identity]:
+            raise InvariantViolation(
+                "generation_reused", f"{endpoint} is removed in {generation}, which was used before"
+            )
+        if ApplicationState.REMOVED_BY not in states:
+            raise InvariantViolation("only_the_owner_writes", f"{endpoint} {generation} is nobody's removal")
+        imposed = self._generations[identity][generation] = GenerationTruth(heartbeat=1)
+        for key, value in sorted(states.items()):
+            imposed.write(key, value)
+            imposed.states_version = value.version
+        self._removed[identity] = max(generation, self._removed.get(identity, 0))
+
+    def removed(self, endpoint: str) -> bool:
+        """Whether an operator ever removed this endpoint."""
+        return self._identities.get(endpoint) in self._removed
+
     def owner_wrote(
         self,
         identity: int,
+        *,
         generation: int,
         heartbeat: int,
         states_version: int,
