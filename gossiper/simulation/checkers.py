@@ -288,9 +288,9 @@ class Observer:
         for effect in effects:
             if isinstance(effect, Notify):
                 event = effect.event
-                if isinstance(event, EndpointReplaced) and event.old.endpoint != event.endpoint:
-                    self._bury(event.old)
-                elif isinstance(event, EndpointForgotten) and event.reason == "expired":
+                if (isinstance(event, EndpointReplaced) and event.old.endpoint != event.endpoint) or (
+                    isinstance(event, EndpointForgotten) and event.reason == "expired"
+                ):
                     self._bury(event.old)
 
     def _bury(self, old: EndpointView) -> None:
