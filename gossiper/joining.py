@@ -125,6 +125,11 @@ class Joining:
         except TransportError as error:
             told(peer, error)
             return
+        except Exception as error:
+            # A defect in a transport: the other peers may still be reached.
+            logger.exception("internal_error shadow_round peer=%s", peer)
+            told(peer, TransportError(f"{peer}: {error!r}", reason="internal_error"))
+            return
         if isinstance(reply, GossipDigestAck):
             told(peer, reply)
 
