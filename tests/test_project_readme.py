@@ -80,6 +80,7 @@ def test_the_embedding_works(tmp_path: Path) -> None:
         endpoint = first_line(second).split()[-1]
         read_until(first, f"'{endpoint}': 'worker'")
         stop(second)
+        assert second.returncode == 0, "Ctrl-C ends it without a traceback"
         farewell = read_until(first, "EndpointDead")
         assert f"'{seed}'" in farewell
         assert f"'{endpoint}'" not in farewell
