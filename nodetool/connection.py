@@ -169,7 +169,9 @@ class Node:
             code, details = error.code(), one_line(error.details() or details)
         node = self.address
         if code is grpc.StatusCode.UNIMPLEMENTED:
-            raise NotOfferedError(f"the node at {node} does not offer {service}") from None
+            # Every administration listener offers gossip, so this is another one.
+            way_out = "; give its administration port with -p" if service == "gossip" else ""
+            raise NotOfferedError(f"the node at {node} does not offer {service}{way_out}") from None
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise UnreachableError(f"no answer from {node} within {self.timeout_seconds:g} s (see --timeout)") from None
         if code is grpc.StatusCode.UNAVAILABLE and "failed to connect to all addresses" in details:

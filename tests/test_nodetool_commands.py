@@ -690,7 +690,11 @@ async def test_an_address_of_version_6_is_dialled_and_shown_in_brackets(run: Run
         (grpc.StatusCode.INVALID_ARGUMENT, 2, "refused by {node}: why not"),
         (grpc.StatusCode.INTERNAL, 1, "{node} answered INTERNAL: why not"),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, 1, "{node} answered RESOURCE_EXHAUSTED: why not"),
-        (grpc.StatusCode.UNIMPLEMENTED, 1, "the node at {node} does not offer gossip"),
+        (
+            grpc.StatusCode.UNIMPLEMENTED,
+            1,
+            "the node at {node} does not offer gossip; give its administration port with -p",
+        ),
     ],
 )
 async def test_a_refusal_is_one_line_and_a_status(run: Run, code: grpc.StatusCode, status: int, line: str) -> None:
