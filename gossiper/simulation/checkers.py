@@ -288,9 +288,9 @@ class Observer:
         for effect in effects:
             if isinstance(effect, Notify):
                 event = effect.event
-                if (isinstance(event, EndpointReplaced) and event.old.endpoint != event.endpoint) or (
-                    isinstance(event, EndpointForgotten) and event.reason == "expired"
-                ):
+                replaced = isinstance(event, EndpointReplaced) and event.old.endpoint != event.endpoint
+                expired = isinstance(event, EndpointForgotten) and event.reason == "expired"
+                if isinstance(event, EndpointReplaced | EndpointForgotten) and (replaced or expired):
                     self._bury(event.old)
 
     def _bury(self, old: EndpointView) -> None:

@@ -31,8 +31,10 @@ class SeedResult:
     message_bytes: int
     faults: dict[str, int]
     counters: dict[str, int]
+    join_rounds: int
+    """Rounds after the last fault until everybody in the core had joined."""
     agree_rounds: int | None
-    """Rounds after the last fault until the core agreed; None: it never came to that."""
+    """Rounds after that until the core agreed; None: it never came to that."""
     silent_rounds: int | None
     """The same until nobody held a silent node alive."""
     trace_lines: int
@@ -53,6 +55,7 @@ class Run:
         self.swarm = quiet(options.nodes) if options.pair else draw(options, stream(options.seed, "swarm"))
         self.cluster = Cluster(options, self.swarm, trace_sink=trace_sink)
         self._rng = self.cluster.loop.stream("run")
+        self.join_rounds = 0
         self.agree_rounds: int | None = None
         self.silent_rounds: int | None = None
 
@@ -89,31 +92,40 @@ class Run:
         """
         cluster = self.cluster
         agree_max = convergence.AGREE_ROUNDS_MAX + max(0, (len(cluster.machines) // 100).bit_length() - 1)
-        streak = 0
-        for number in range(1, agree_max + convergence.SILENT_ROUNDS_MAX + 1):
+        last_max = convergence.JOIN_ROUNDS_MAX + agree_max + convergence.SILENT_ROUNDS_MAX
+        joined_at = streak = 0
+        found: convergence.Disagreement | None = None
+        silent: convergence.Disagreement | None = None
+        for number in range(1, last_max + 1):
             cluster.loop.run_until(cluster.loop.now + _LOOK_SECONDS)
             found = convergence.disagreement(core)
             silent = convergence.silent_but_alive(cluster, core)
-            if silent is not None:
-                self.silent_rounds = None
-                if number >= convergence.SILENT_ROUNDS_MAX:
-                    raise InvariantViolation(silent.invariant, f"{silent.detail}, {number} rounds after the last fault")
-            elif self.silent_rounds is None:
-                self.silent_rounds = number
+            self._note_silence(silent, number)
             if found is None:
-                self.agree_rounds = self.agree_rounds or number
+                self.agree_rounds = self.agree_rounds or number - joined_at
                 streak += 1
                 if streak >= convergence.STAY_ROUNDS and self.silent_rounds is not None:
                     return
                 continue
             streak = 0
-            if number < agree_max:
+            if found.invariant == "core_not_running":
+                joined_at, self.agree_rounds = number, None
+                self.join_rounds = number
+            late = number >= convergence.JOIN_ROUNDS_MAX if joined_at == number else number - joined_at >= agree_max
+            if not late:
                 self.agree_rounds = None
             elif self.agree_rounds is None or found.invariant == "false_conviction":
                 raise InvariantViolation(found.invariant, f"{found.detail}, {number} rounds after the last fault")
-        raise InvariantViolation(
-            "never_at_rest", f"after {number} rounds without faults the core still changes: {found or silent}"
-        )
+        detail = f"after {number} rounds without faults the core still changes: {found or silent}"
+        raise InvariantViolation("never_at_rest", detail)
+
+    def _note_silence(self, silent: convergence.Disagreement | None, number: int) -> None:
+        if silent is None:
+            self.silent_rounds = self.silent_rounds or number
+        elif number >= convergence.SILENT_ROUNDS_MAX:
+            raise InvariantViolation(silent.invariant, f"{silent.detail}, {number} rounds after the last fault")
+        else:
+            self.silent_rounds = None
 
     def _violation(self, invariant: str, detail: str) -> Violation:
         options: dict[str, object] = {**asdict(self.options), "swarm": self.swarm.to_json()}
@@ -139,6 +151,7 @@ class Run:
             message_bytes=cluster.network.bytes,
             faults=dict(sorted((cluster.faults + cluster.network.counts).items())),
             counters={k: v for k, v in sorted(cluster.counters.items()) if k != "partitions_now"},
+            join_rounds=self.join_rounds,
             agree_rounds=self.agree_rounds,
             silent_rounds=self.silent_rounds,
             trace_lines=cluster.trace.lines,
