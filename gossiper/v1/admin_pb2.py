@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gossiper/v1/admin.proto\x12\x0bgossiper.v1\"\x17\n\x15GetClusterViewRequest\"t\n\x16GetClusterViewResponse\x12\x14\n\x0c\x63luster_name\x18\x01 \x01(\t\x12\x16\n\x0elocal_endpoint\x18\x02 \x01(\t\x12,\n\tendpoints\x18\x03 \x03(\x0b\x32\x19.gossiper.v1.EndpointView\"\xe3\x01\n\x0c\x45ndpointView\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x11\n\theartbeat\x18\x03 \x01(\x04\x12\x16\n\x0estates_version\x18\x04 \x01(\x04\x12\x13\n\x0binterval_ms\x18\x05 \x01(\r\x12\'\n\x08liveness\x18\x06 \x01(\x0e\x32\x15.gossiper.v1.Liveness\x12&\n\x06states\x18\x07 \x03(\x0b\x32\x16.gossiper.v1.StateView\x12\x1c\n\x14\x65vidence_age_seconds\x18\x08 \x01(\x01\"8\n\tStateView\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05value\x18\x03 \x01(\t\"\x1b\n\x19GetFailureDetectorRequest\"\x83\x01\n\x1aGetFailureDetectorResponse\x12\x15\n\rphi_threshold\x18\x01 \x01(\x01\x12%\n\x1dlocal_pause_remaining_seconds\x18\x02 \x01(\x01\x12\'\n\tendpoints\x18\x03 \x03(\x0b\x32\x14.gossiper.v1.PhiView\"\xa8\x01\n\x07PhiView\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0b\n\x03phi\x18\x02 \x01(\x01\x12\x1d\n\x15interval_mean_seconds\x18\x03 \x01(\x01\x12\x14\n\x0csample_count\x18\x04 \x01(\r\x12 \n\x18last_arrival_age_seconds\x18\x05 \x01(\x01\x12\'\n\x08liveness\x18\x06 \x01(\x0e\x32\x15.gossiper.v1.Liveness\"\x14\n\x12GetNodeInfoRequest\"\xbd\x02\n\x13GetNodeInfoResponse\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x11\n\theartbeat\x18\x04 \x01(\x04\x12\x15\n\rgossip_active\x18\x05 \x01(\x08\x12\x16\n\x0euptime_seconds\x18\x06 \x01(\x01\x12\x12\n\ndatacenter\x18\x07 \x01(\t\x12\x0c\n\x04rack\x18\x08 \x01(\t\x12\x17\n\x0frelease_version\x18\t \x01(\t\x12\x18\n\x10interval_seconds\x18\n \x01(\x01\x12\r\n\x05seeds\x18\x0b \x03(\t\x12*\n\x08\x63ounters\x18\x0c \x03(\x0b\x32\x18.gossiper.v1.CounterView\x12\x1d\n\x15memory_resident_bytes\x18\r \x01(\x01\"*\n\x0b\x43ounterView\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01*w\n\x08Liveness\x12\x18\n\x14LIVENESS_UNSPECIFIED\x10\x00\x12\x12\n\x0eLIVENESS_ALIVE\x10\x01\x12\x11\n\rLIVENESS_DOWN\x10\x02\x12\x14\n\x10LIVENESS_UNKNOWN\x10\x03\x12\x14\n\x10LIVENESS_SUSPECT\x10\x04\x32\xa8\x02\n\x12GossipAdminService\x12Y\n\x0eGetClusterView\x12\".gossiper.v1.GetClusterViewRequest\x1a#.gossiper.v1.GetClusterViewResponse\x12\x65\n\x12GetFailureDetector\x12&.gossiper.v1.GetFailureDetectorRequest\x1a\'.gossiper.v1.GetFailureDetectorResponse\x12P\n\x0bGetNodeInfo\x12\x1f.gossiper.v1.GetNodeInfoRequest\x1a .gossiper.v1.GetNodeInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gossiper/v1/admin.proto\x12\x0bgossiper.v1\"\x17\n\x15GetClusterViewRequest\"t\n\x16GetClusterViewResponse\x12\x14\n\x0c\x63luster_name\x18\x01 \x01(\t\x12\x16\n\x0elocal_endpoint\x18\x02 \x01(\t\x12,\n\tendpoints\x18\x03 \x03(\x0b\x32\x19.gossiper.v1.EndpointView\"\xe3\x01\n\x0c\x45ndpointView\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x11\n\theartbeat\x18\x03 \x01(\x04\x12\x16\n\x0estates_version\x18\x04 \x01(\x04\x12\x13\n\x0binterval_ms\x18\x05 \x01(\r\x12\'\n\x08liveness\x18\x06 \x01(\x0e\x32\x15.gossiper.v1.Liveness\x12&\n\x06states\x18\x07 \x03(\x0b\x32\x16.gossiper.v1.StateView\x12\x1c\n\x14\x65vidence_age_seconds\x18\x08 \x01(\x01\"8\n\tStateView\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05value\x18\x03 \x01(\t\"\x1b\n\x19GetFailureDetectorRequest\"\x83\x01\n\x1aGetFailureDetectorResponse\x12\x15\n\rphi_threshold\x18\x01 \x01(\x01\x12%\n\x1dlocal_pause_remaining_seconds\x18\x02 \x01(\x01\x12\'\n\tendpoints\x18\x03 \x03(\x0b\x32\x14.gossiper.v1.PhiView\"\xa8\x01\n\x07PhiView\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0b\n\x03phi\x18\x02 \x01(\x01\x12\x1d\n\x15interval_mean_seconds\x18\x03 \x01(\x01\x12\x14\n\x0csample_count\x18\x04 \x01(\r\x12 \n\x18last_arrival_age_seconds\x18\x05 \x01(\x01\x12\'\n\x08liveness\x18\x06 \x01(\x0e\x32\x15.gossiper.v1.Liveness\"\x14\n\x12GetNodeInfoRequest\"\x86\x03\n\x13GetNodeInfoResponse\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0f\n\x07host_id\x18\x02 \x01(\t\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\x11\n\theartbeat\x18\x04 \x01(\x04\x12\x15\n\rgossip_active\x18\x05 \x01(\x08\x12\x16\n\x0euptime_seconds\x18\x06 \x01(\x01\x12\x12\n\ndatacenter\x18\x07 \x01(\t\x12\x0c\n\x04rack\x18\x08 \x01(\t\x12\x17\n\x0frelease_version\x18\t \x01(\t\x12\x18\n\x10interval_seconds\x18\n \x01(\x01\x12\r\n\x05seeds\x18\x0b \x03(\t\x12*\n\x08\x63ounters\x18\x0c \x03(\x0b\x32\x18.gossiper.v1.CounterView\x12\x1d\n\x15memory_resident_bytes\x18\r \x01(\x01\x12\x0e\n\x06status\x18\x0e \x01(\t\x12\x0f\n\x07serving\x18\x0f \x01(\x08\x12\x15\n\rhealth_reason\x18\x10 \x01(\t\x12\x0f\n\x07\x66\x61ilure\x18\x11 \x01(\t\"*\n\x0b\x43ounterView\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"\x11\n\x0fGetSeedsRequest\"!\n\x10GetSeedsResponse\x12\r\n\x05seeds\x18\x01 \x03(\t\"6\n\x0cLeaveRequest\x12\x17\n\x0ftimeout_seconds\x18\x01 \x01(\x01\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"C\n\rLeaveResponse\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0f\n\x07knowing\x18\x02 \x03(\t\x12\x0f\n\x07unaware\x18\x03 \x03(\t\"\x0e\n\x0c\x44rainRequest\"!\n\rDrainResponse\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\"\x16\n\x14\x44isableGossipRequest\":\n\x15\x44isableGossipResponse\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"\x15\n\x13\x45nableGossipRequest\"M\n\x14\x45nableGossipResponse\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\x12\x12\n\ngeneration\x18\x03 \x01(\x04\" \n\rRemoveRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\"3\n\x0eRemoveResponse\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0f\n\x07host_id\x18\x02 \x01(\t\"5\n\x12\x41ssassinateRequest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\'\n\x13\x41ssassinateResponse\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\"\x14\n\x12ReloadSeedsRequest\"T\n\x13ReloadSeedsResponse\x12\r\n\x05seeds\x18\x01 \x03(\t\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x02 \x03(\t\x12\x0f\n\x07removed\x18\x03 \x03(\t\x12\x0e\n\x06\x66\x61ults\x18\x04 \x03(\t\"-\n\x12WaitSettledRequest\x12\x17\n\x0ftimeout_seconds\x18\x01 \x01(\x01\"&\n\x13WaitSettledResponse\x12\x0f\n\x07settled\x18\x01 \x01(\x08*w\n\x08Liveness\x12\x18\n\x14LIVENESS_UNSPECIFIED\x10\x00\x12\x12\n\x0eLIVENESS_ALIVE\x10\x01\x12\x11\n\rLIVENESS_DOWN\x10\x02\x12\x14\n\x10LIVENESS_UNKNOWN\x10\x03\x12\x14\n\x10LIVENESS_SUSPECT\x10\x04\x32\xd7\x07\n\x12GossipAdminService\x12Y\n\x0eGetClusterView\x12\".gossiper.v1.GetClusterViewRequest\x1a#.gossiper.v1.GetClusterViewResponse\x12\x65\n\x12GetFailureDetector\x12&.gossiper.v1.GetFailureDetectorRequest\x1a\'.gossiper.v1.GetFailureDetectorResponse\x12P\n\x0bGetNodeInfo\x12\x1f.gossiper.v1.GetNodeInfoRequest\x1a .gossiper.v1.GetNodeInfoResponse\x12G\n\x08GetSeeds\x12\x1c.gossiper.v1.GetSeedsRequest\x1a\x1d.gossiper.v1.GetSeedsResponse\x12>\n\x05Leave\x12\x19.gossiper.v1.LeaveRequest\x1a\x1a.gossiper.v1.LeaveResponse\x12>\n\x05\x44rain\x12\x19.gossiper.v1.DrainRequest\x1a\x1a.gossiper.v1.DrainResponse\x12V\n\rDisableGossip\x12!.gossiper.v1.DisableGossipRequest\x1a\".gossiper.v1.DisableGossipResponse\x12S\n\x0c\x45nableGossip\x12 .gossiper.v1.EnableGossipRequest\x1a!.gossiper.v1.EnableGossipResponse\x12\x41\n\x06Remove\x12\x1a.gossiper.v1.RemoveRequest\x1a\x1b.gossiper.v1.RemoveResponse\x12P\n\x0b\x41ssassinate\x12\x1f.gossiper.v1.AssassinateRequest\x1a .gossiper.v1.AssassinateResponse\x12P\n\x0bReloadSeeds\x12\x1f.gossiper.v1.ReloadSeedsRequest\x1a .gossiper.v1.ReloadSeedsResponse\x12P\n\x0bWaitSettled\x12\x1f.gossiper.v1.WaitSettledRequest\x1a .gossiper.v1.WaitSettledResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gossiper.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LIVENESS']._serialized_start=1191
-  _globals['_LIVENESS']._serialized_end=1310
+  _globals['_LIVENESS']._serialized_start=2058
+  _globals['_LIVENESS']._serialized_end=2177
   _globals['_GETCLUSTERVIEWREQUEST']._serialized_start=40
   _globals['_GETCLUSTERVIEWREQUEST']._serialized_end=63
   _globals['_GETCLUSTERVIEWRESPONSE']._serialized_start=65
@@ -50,9 +50,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETNODEINFOREQUEST']._serialized_start=805
   _globals['_GETNODEINFOREQUEST']._serialized_end=825
   _globals['_GETNODEINFORESPONSE']._serialized_start=828
-  _globals['_GETNODEINFORESPONSE']._serialized_end=1145
-  _globals['_COUNTERVIEW']._serialized_start=1147
-  _globals['_COUNTERVIEW']._serialized_end=1189
-  _globals['_GOSSIPADMINSERVICE']._serialized_start=1313
-  _globals['_GOSSIPADMINSERVICE']._serialized_end=1609
+  _globals['_GETNODEINFORESPONSE']._serialized_end=1218
+  _globals['_COUNTERVIEW']._serialized_start=1220
+  _globals['_COUNTERVIEW']._serialized_end=1262
+  _globals['_GETSEEDSREQUEST']._serialized_start=1264
+  _globals['_GETSEEDSREQUEST']._serialized_end=1281
+  _globals['_GETSEEDSRESPONSE']._serialized_start=1283
+  _globals['_GETSEEDSRESPONSE']._serialized_end=1316
+  _globals['_LEAVEREQUEST']._serialized_start=1318
+  _globals['_LEAVEREQUEST']._serialized_end=1372
+  _globals['_LEAVERESPONSE']._serialized_start=1374
+  _globals['_LEAVERESPONSE']._serialized_end=1441
+  _globals['_DRAINREQUEST']._serialized_start=1443
+  _globals['_DRAINREQUEST']._serialized_end=1457
+  _globals['_DRAINRESPONSE']._serialized_start=1459
+  _globals['_DRAINRESPONSE']._serialized_end=1492
+  _globals['_DISABLEGOSSIPREQUEST']._serialized_start=1494
+  _globals['_DISABLEGOSSIPREQUEST']._serialized_end=1516
+  _globals['_DISABLEGOSSIPRESPONSE']._serialized_start=1518
+  _globals['_DISABLEGOSSIPRESPONSE']._serialized_end=1576
+  _globals['_ENABLEGOSSIPREQUEST']._serialized_start=1578
+  _globals['_ENABLEGOSSIPREQUEST']._serialized_end=1599
+  _globals['_ENABLEGOSSIPRESPONSE']._serialized_start=1601
+  _globals['_ENABLEGOSSIPRESPONSE']._serialized_end=1678
+  _globals['_REMOVEREQUEST']._serialized_start=1680
+  _globals['_REMOVEREQUEST']._serialized_end=1712
+  _globals['_REMOVERESPONSE']._serialized_start=1714
+  _globals['_REMOVERESPONSE']._serialized_end=1765
+  _globals['_ASSASSINATEREQUEST']._serialized_start=1767
+  _globals['_ASSASSINATEREQUEST']._serialized_end=1820
+  _globals['_ASSASSINATERESPONSE']._serialized_start=1822
+  _globals['_ASSASSINATERESPONSE']._serialized_end=1861
+  _globals['_RELOADSEEDSREQUEST']._serialized_start=1863
+  _globals['_RELOADSEEDSREQUEST']._serialized_end=1883
+  _globals['_RELOADSEEDSRESPONSE']._serialized_start=1885
+  _globals['_RELOADSEEDSRESPONSE']._serialized_end=1969
+  _globals['_WAITSETTLEDREQUEST']._serialized_start=1971
+  _globals['_WAITSETTLEDREQUEST']._serialized_end=2016
+  _globals['_WAITSETTLEDRESPONSE']._serialized_start=2018
+  _globals['_WAITSETTLEDRESPONSE']._serialized_end=2056
+  _globals['_GOSSIPADMINSERVICE']._serialized_start=2180
+  _globals['_GOSSIPADMINSERVICE']._serialized_end=3163
 # @@protoc_insertion_point(module_scope)

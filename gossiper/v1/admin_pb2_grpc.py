@@ -49,6 +49,51 @@ class GossipAdminServiceStub(object):
                 request_serializer=gossiper_dot_v1_dot_admin__pb2.GetNodeInfoRequest.SerializeToString,
                 response_deserializer=gossiper_dot_v1_dot_admin__pb2.GetNodeInfoResponse.FromString,
                 _registered_method=True)
+        self.GetSeeds = channel.unary_unary(
+                '/gossiper.v1.GossipAdminService/GetSeeds',
+                request_serializer=gossiper_dot_v1_dot_admin__pb2.GetSeedsRequest.SerializeToString,
+                response_deserializer=gossiper_dot_v1_dot_admin__pb2.GetSeedsResponse.FromString,
+                _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/gossiper.v1.GossipAdminService/Leave',
+                request_serializer=gossiper_dot_v1_dot_admin__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=gossiper_dot_v1_dot_admin__pb2.LeaveResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/gossiper.v1.GossipAdminService/Drain',
+                request_serializer=gossiper_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+                response_deserializer=gossiper_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+                _registered_method=True)
+        self.DisableGossip = channel.unary_unary(
+                '/gossiper.v1.GossipAdminService/DisableGossip',
+                request_serializer=gossiper_dot_v1_dot_admin__pb2.DisableGossipRequest.SerializeToString,
+                response_deserializer=gossiper_dot_v1_dot_admin__pb2.DisableGossipResponse.FromString,
+                _registered_method=True)
+        self.EnableGossip = channel.unary_unary(
+                '/gossiper.v1.GossipAdminService/EnableGossip',
+                request_serializer=gossiper_dot_v1_dot_admin__pb2.EnableGossipRequest.SerializeToString,
+                response_deserializer=gossiper_dot_v1_dot_admin__pb2.EnableGossipResponse.FromString,
+                _registered_method=True)
+        self.Remove = channel.unary_unary(
+                '/gossiper.v1.GossipAdminService/Remove',
+                request_serializer=gossiper_dot_v1_dot_admin__pb2.RemoveRequest.SerializeToString,
+                response_deserializer=gossiper_dot_v1_dot_admin__pb2.RemoveResponse.FromString,
+                _registered_method=True)
+        self.Assassinate = channel.unary_unary(
+                '/gossiper.v1.GossipAdminService/Assassinate',
+                request_serializer=gossiper_dot_v1_dot_admin__pb2.AssassinateRequest.SerializeToString,
+                response_deserializer=gossiper_dot_v1_dot_admin__pb2.AssassinateResponse.FromString,
+                _registered_method=True)
+        self.ReloadSeeds = channel.unary_unary(
+                '/gossiper.v1.GossipAdminService/ReloadSeeds',
+                request_serializer=gossiper_dot_v1_dot_admin__pb2.ReloadSeedsRequest.SerializeToString,
+                response_deserializer=gossiper_dot_v1_dot_admin__pb2.ReloadSeedsResponse.FromString,
+                _registered_method=True)
+        self.WaitSettled = channel.unary_unary(
+                '/gossiper.v1.GossipAdminService/WaitSettled',
+                request_serializer=gossiper_dot_v1_dot_admin__pb2.WaitSettledRequest.SerializeToString,
+                response_deserializer=gossiper_dot_v1_dot_admin__pb2.WaitSettledResponse.FromString,
+                _registered_method=True)
 
 
 class GossipAdminServiceServicer(object):
@@ -73,6 +118,71 @@ class GossipAdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSeeds(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Leave(self, request, context):
+        """Operations. One that the present state of the node does not allow is FAILED_PRECONDITION, a wrong argument is
+        INVALID_ARGUMENT; both say why, and nothing was changed. What has begun goes on when the caller goes away.
+
+        Leave the cluster for good. The process goes on without gossip.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Stop serving and announce the shutdown. The process goes on without gossip, until it is started anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DisableGossip(self, request, context):
+        """Announce the shutdown and stop gossiping, until EnableGossip.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnableGossip(self, request, context):
+        """Take part again, in a new generation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Remove(self, request, context):
+        """Remove a dead node for good.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Assassinate(self, request, context):
+        """Remove whatever is at an endpoint for good, without asking it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReloadSeeds(self, request, context):
+        """Read all sources of seeds now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WaitSettled(self, request, context):
+        """Wait until known and live endpoints stay the same.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GossipAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -90,6 +200,51 @@ def add_GossipAdminServiceServicer_to_server(servicer, server):
                     servicer.GetNodeInfo,
                     request_deserializer=gossiper_dot_v1_dot_admin__pb2.GetNodeInfoRequest.FromString,
                     response_serializer=gossiper_dot_v1_dot_admin__pb2.GetNodeInfoResponse.SerializeToString,
+            ),
+            'GetSeeds': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSeeds,
+                    request_deserializer=gossiper_dot_v1_dot_admin__pb2.GetSeedsRequest.FromString,
+                    response_serializer=gossiper_dot_v1_dot_admin__pb2.GetSeedsResponse.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=gossiper_dot_v1_dot_admin__pb2.LeaveRequest.FromString,
+                    response_serializer=gossiper_dot_v1_dot_admin__pb2.LeaveResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=gossiper_dot_v1_dot_admin__pb2.DrainRequest.FromString,
+                    response_serializer=gossiper_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
+            ),
+            'DisableGossip': grpc.unary_unary_rpc_method_handler(
+                    servicer.DisableGossip,
+                    request_deserializer=gossiper_dot_v1_dot_admin__pb2.DisableGossipRequest.FromString,
+                    response_serializer=gossiper_dot_v1_dot_admin__pb2.DisableGossipResponse.SerializeToString,
+            ),
+            'EnableGossip': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnableGossip,
+                    request_deserializer=gossiper_dot_v1_dot_admin__pb2.EnableGossipRequest.FromString,
+                    response_serializer=gossiper_dot_v1_dot_admin__pb2.EnableGossipResponse.SerializeToString,
+            ),
+            'Remove': grpc.unary_unary_rpc_method_handler(
+                    servicer.Remove,
+                    request_deserializer=gossiper_dot_v1_dot_admin__pb2.RemoveRequest.FromString,
+                    response_serializer=gossiper_dot_v1_dot_admin__pb2.RemoveResponse.SerializeToString,
+            ),
+            'Assassinate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Assassinate,
+                    request_deserializer=gossiper_dot_v1_dot_admin__pb2.AssassinateRequest.FromString,
+                    response_serializer=gossiper_dot_v1_dot_admin__pb2.AssassinateResponse.SerializeToString,
+            ),
+            'ReloadSeeds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadSeeds,
+                    request_deserializer=gossiper_dot_v1_dot_admin__pb2.ReloadSeedsRequest.FromString,
+                    response_serializer=gossiper_dot_v1_dot_admin__pb2.ReloadSeedsResponse.SerializeToString,
+            ),
+            'WaitSettled': grpc.unary_unary_rpc_method_handler(
+                    servicer.WaitSettled,
+                    request_deserializer=gossiper_dot_v1_dot_admin__pb2.WaitSettledRequest.FromString,
+                    response_serializer=gossiper_dot_v1_dot_admin__pb2.WaitSettledResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -173,6 +328,249 @@ class GossipAdminService(object):
             '/gossiper.v1.GossipAdminService/GetNodeInfo',
             gossiper_dot_v1_dot_admin__pb2.GetNodeInfoRequest.SerializeToString,
             gossiper_dot_v1_dot_admin__pb2.GetNodeInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSeeds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossiper.v1.GossipAdminService/GetSeeds',
+            gossiper_dot_v1_dot_admin__pb2.GetSeedsRequest.SerializeToString,
+            gossiper_dot_v1_dot_admin__pb2.GetSeedsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossiper.v1.GossipAdminService/Leave',
+            gossiper_dot_v1_dot_admin__pb2.LeaveRequest.SerializeToString,
+            gossiper_dot_v1_dot_admin__pb2.LeaveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossiper.v1.GossipAdminService/Drain',
+            gossiper_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+            gossiper_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DisableGossip(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossiper.v1.GossipAdminService/DisableGossip',
+            gossiper_dot_v1_dot_admin__pb2.DisableGossipRequest.SerializeToString,
+            gossiper_dot_v1_dot_admin__pb2.DisableGossipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnableGossip(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossiper.v1.GossipAdminService/EnableGossip',
+            gossiper_dot_v1_dot_admin__pb2.EnableGossipRequest.SerializeToString,
+            gossiper_dot_v1_dot_admin__pb2.EnableGossipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Remove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossiper.v1.GossipAdminService/Remove',
+            gossiper_dot_v1_dot_admin__pb2.RemoveRequest.SerializeToString,
+            gossiper_dot_v1_dot_admin__pb2.RemoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Assassinate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossiper.v1.GossipAdminService/Assassinate',
+            gossiper_dot_v1_dot_admin__pb2.AssassinateRequest.SerializeToString,
+            gossiper_dot_v1_dot_admin__pb2.AssassinateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadSeeds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossiper.v1.GossipAdminService/ReloadSeeds',
+            gossiper_dot_v1_dot_admin__pb2.ReloadSeedsRequest.SerializeToString,
+            gossiper_dot_v1_dot_admin__pb2.ReloadSeedsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WaitSettled(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossiper.v1.GossipAdminService/WaitSettled',
+            gossiper_dot_v1_dot_admin__pb2.WaitSettledRequest.SerializeToString,
+            gossiper_dot_v1_dot_admin__pb2.WaitSettledResponse.FromString,
             options,
             channel_credentials,
             insecure,
