@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import click
 
+from gossiper.cli_simulate import simulate
 from gossiper.config import GossipConfig
 from gossiper.core.application_states import is_user_key
 from gossiper.core.endpoints import canonical_endpoint
@@ -253,6 +254,9 @@ def version(*, output: str) -> None:
         click.echo(json.dumps({"schema_version": SCHEMA_VERSION, "version": number}))
     else:
         click.echo(f"gossiper {number}")
+
+
+gossiper.add_command(simulate)
 
 
 def _usage_line(error: click.UsageError) -> str:

@@ -1,8 +1,7 @@
 """Membership bugs come in pairs: every operation on a node while every fault is there.
 
 25 pairs: {join, leave, replace, restart at the same address, restart with the clock behind} x {partition, one-way
-partition, pause, kill, 30 % loss}. One operation or fault is one function and one entry in its table; operations that
-the core does not have yet are not in it.
+partition, pause, kill, 30 % loss}. One operation or fault is one function and one entry in its table.
 """
 
 from __future__ import annotations
@@ -51,6 +50,28 @@ def restart_clock_behind(cluster: Cluster, machine: Machine, rng: Random, _secon
         cluster.loop.after(2.5, machine.disk.lose)
         cluster.faults["file_lost"] += 1
     cluster.loop.after(_down_seconds(rng), _up, cluster, machine)
+
+
+def leave(_cluster: Cluster, machine: Machine, _rng: Random, _seconds: float) -> None:
+    """It leaves for good."""
+    if machine.process is not None:
+        machine.retired = True
+        machine.process.leave()
+
+
+def replace(cluster: Cluster, machine: Machine, rng: Random, _seconds: float) -> None:
+    """It dies for good; another one takes its place, at its address with an empty disk or elsewhere."""
+    cluster.kill(machine, power_off=rng.random() < 0.5)
+    host_id = machine.disk.host_id
+    if rng.random() < 0.5:
+        machine.disk.lose()
+        machine.replaces = machine.endpoint
+        newcomer = machine
+    else:
+        machine.retired = True
+        newcomer = cluster.add_machine()
+        newcomer.replaces = host_id
+    cluster.loop.after(rng.uniform(1.0, 30.0), cluster.start, newcomer)
 
 
 def _down_seconds(rng: Random) -> float:
@@ -122,6 +143,8 @@ def _machine_or_another(cluster: Cluster, machine: Machine, rng: Random) -> Mach
 
 OPERATIONS: Final[Mapping[str, Begin]] = {
     "join": join,
+    "leave": leave,
+    "replace": replace,
     "restart": restart,
     "restart_clock_behind": restart_clock_behind,
 }
@@ -141,8 +164,8 @@ class _Planned(NamedTuple):
     action: Begin
 
 
-def schedule(cluster: Cluster, pair: str, duration_seconds: float) -> list[Machine]:
-    """Plan one pair; everybody belongs to the core that has to converge afterwards.
+def schedule(cluster: Cluster, pair: str, duration_seconds: float) -> None:
+    """Plan one pair, and publishes all the while.
 
     Raises:
         ValueError: there is no such pair.
@@ -152,7 +175,9 @@ def schedule(cluster: Cluster, pair: str, duration_seconds: float) -> list[Machi
         raise ValueError(f"no pair {pair!r}; there are {', '.join(PAIRS)}")
     loop = cluster.loop
     rng = loop.stream("pair")
-    machine = cluster.machines[rng.randrange(len(cluster.machines))]
+    # A seed stays: others are told of its address at their start.
+    candidates = [m for m in cluster.machines if not (m.is_seed and operation_name in {"leave", "replace"})]
+    machine = candidates[rng.randrange(len(candidates))]
     if operation_name == "join":
         machine = cluster.add_machine()
     seconds = min(rng.uniform(FAULT_SECONDS_MIN, FAULT_SECONDS_MAX), max(1.0, duration_seconds - FAULT_AT_SECONDS))
@@ -163,10 +188,7 @@ def schedule(cluster: Cluster, pair: str, duration_seconds: float) -> list[Machi
     publishing = loop.stream("publish")
     for _ in range(int(duration_seconds)):
         chosen = cluster.machines[publishing.randrange(len(cluster.machines))]
-        loop.at(
-            publishing.uniform(3.0, duration_seconds), _begin, cluster, "publish", _publish, chosen, publishing, 0.0
-        )
-    return list(cluster.machines)
+        loop.at(publishing.uniform(3.0, duration_seconds), _publish, cluster, chosen, publishing)
 
 
 def _publish(cluster: Cluster, machine: Machine, rng: Random) -> None:

@@ -24,6 +24,7 @@ class SeedResult:
     """What one seed gave."""
 
     seed: int
+    pair: str | None
     nodes: int
     virtual_seconds: float
     node_hours: float
@@ -75,12 +76,14 @@ class Run:
         """The phase of safety; returns the core that will have to converge."""
         cluster = self.cluster
         if self.options.pair:
-            core = pairs.schedule(cluster, self.options.pair, self.options.duration_seconds)
+            pairs.schedule(cluster, self.options.pair, self.options.duration_seconds)
         else:
             FaultInjector(cluster)
-            core = None
         cluster.loop.run_until(self.options.duration_seconds)
-        core = core or convergence.choose_core(cluster, self._rng)
+        if self.options.pair:
+            core = [machine for machine in cluster.machines if not machine.retired]
+        else:
+            core = convergence.choose_core(cluster, self._rng)
         cluster.end_faults(core)
         return core
 
@@ -144,6 +147,7 @@ class Run:
         cluster.finish()
         return SeedResult(
             seed=self.options.seed,
+            pair=self.options.pair,
             nodes=len(cluster.machines),
             virtual_seconds=round(cluster.loop.now, 6),
             node_hours=cluster.node_seconds / 3600,
