@@ -134,6 +134,16 @@ class Member:
         """HOST_ID."""
         return self.values.get("HOST_ID")
 
+    @property
+    def serving(self) -> bool:
+        """Whether it says that it can serve; one that says nothing can."""
+        return self.values.get("HEALTH", "serving").partition(",")[0] == "serving"
+
+    @property
+    def health_reason(self) -> str | None:
+        """Why it cannot serve; None if it can, or does not say."""
+        return None if self.serving else self.values["HEALTH"].partition(",")[2] or None
+
 
 def members_of(view: GetClusterViewResponse) -> list[Member]:
     """The endpoints that belong to the cluster, by address; those that have left are not among them."""
@@ -223,8 +233,17 @@ def status_text(view: StatusView, book: AddressBook, *, colour: bool = False) ->
             if member.datacenter == datacenter:
                 block.append(_coloured(line, member) if colour else line)
         blocks.append("\n".join(block) + "\n")
-    note = f"\nNote: ownership is not known: {view.owns_unknown_reason}" if view.owns is None else ""
-    return "\n".join(blocks) + note
+    return "\n".join(blocks) + "".join(f"\nNote: {note}" for note in _notes(view, book))
+
+
+def _notes(view: StatusView, book: AddressBook) -> list[str]:
+    """What the two letters do not tell: who is up and cannot serve, and what is not known."""
+    notes = [
+        f"{book.plain(member.endpoint)} is up and does not serve: {printable(member.health_reason or '(no reason)')}"
+        for member in view.members
+        if member.alive and not member.serving
+    ]
+    return notes + ([f"ownership is not known: {view.owns_unknown_reason}"] if view.owns is None else [])
 
 
 def _coloured(line: str, member: Member) -> str:
@@ -248,6 +267,8 @@ def status_json(view: StatusView) -> str:
             "host_id": member.host_id,
             "generation": member.view.generation,
             "evidence_age_seconds": age_seconds(member.view.evidence_age_seconds),
+            "serving": member.serving,
+            "health_reason": member.health_reason,
         }
         for member in view.members
     ]
@@ -330,6 +351,7 @@ def status(
 
     The first letter is U for up, D for down, ? for not confirmed; the second N for normal, L for leaving, J for
     joining, M for moving, ? while the node has not said. It is what the answering node believes; others may differ.
+    A note below names nodes that are up and say that they cannot serve.
     """
     if wait_seconds is not None and wait_alive is None:
         raise click.UsageError("--wait-seconds needs --wait-alive", click.get_current_context())

@@ -116,6 +116,54 @@ class Node:
         """What the node says about itself."""
         return self._call(self._gossip.GetNodeInfo, gossip_pb2.GetNodeInfoRequest(), "gossip")
 
+    def seeds(self) -> gossip_pb2.GetSeedsResponse:
+        """Seeds in force, without the node's own."""
+        return self._call(self._gossip.GetSeeds, gossip_pb2.GetSeedsRequest(), "gossip")
+
+    def reload_seeds(self) -> gossip_pb2.ReloadSeedsResponse:
+        """Have it read all sources of seeds now."""
+        return self._order(self._gossip.ReloadSeeds, gossip_pb2.ReloadSeedsRequest())
+
+    def wait_settled(self, wait_seconds: float) -> gossip_pb2.WaitSettledResponse:
+        """Have it wait until its view of the cluster stays the same."""
+        request = gossip_pb2.WaitSettledRequest(timeout_seconds=wait_seconds)
+        return self._order(self._gossip.WaitSettled, request, wait_seconds)
+
+    def leave(self, wait_seconds: float, *, force: bool) -> gossip_pb2.LeaveResponse:
+        """Have it leave for good."""
+        request = gossip_pb2.LeaveRequest(timeout_seconds=wait_seconds, force=force)
+        return self._order(self._gossip.Leave, request, wait_seconds)
+
+    def drain(self) -> gossip_pb2.DrainResponse:
+        """Have it stop serving and gossiping."""
+        return self._order(self._gossip.Drain, gossip_pb2.DrainRequest())
+
+    def disable_gossip(self) -> gossip_pb2.DisableGossipResponse:
+        """Have it stop gossiping."""
+        return self._order(self._gossip.DisableGossip, gossip_pb2.DisableGossipRequest())
+
+    def enable_gossip(self) -> gossip_pb2.EnableGossipResponse:
+        """Have it gossip again."""
+        return self._order(self._gossip.EnableGossip, gossip_pb2.EnableGossipRequest())
+
+    def remove(self, host_id: str) -> gossip_pb2.RemoveResponse:
+        """Have it remove a dead node."""
+        return self._order(self._gossip.Remove, gossip_pb2.RemoveRequest(host_id=host_id))
+
+    def assassinate(self, endpoint: str, *, force: bool) -> gossip_pb2.AssassinateResponse:
+        """Have it remove whatever is at an endpoint."""
+        return self._order(self._gossip.Assassinate, gossip_pb2.AssassinateRequest(endpoint=endpoint, force=force))
+
+    def _order(self, method: _Method[_Request, _Answer], request: _Request, wait_seconds: float = 0.0) -> _Answer:
+        """An operation, which the node may refuse; it may take ``wait_seconds`` longer than an answer."""
+        try:
+            return method(request, timeout=self.timeout_seconds + wait_seconds)
+        except grpc.RpcError as error:
+            if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                details = one_line(error.details() or "no reason given")
+                raise NodetoolError(f"refused by {self.address}: {details}") from None
+            self.raise_for(error, "gossip operations")
+
     def replica(self, keyspace: str = "") -> repair_pb2.DescribeReplicaResponse:
         """What the node's replica of a keyspace holds; "": the only keyspace there is."""
         return self._call(self._repair.DescribeReplica, repair_pb2.DescribeReplicaRequest(keyspace=keyspace), "repair")

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from nodetool import cluster, node, repair
+from nodetool import cluster, gossip, membership, node, repair
 from nodetool.errors import ExitStatus, InterruptedCommandError, NodetoolError
 from nodetool.options import node_options
 from nodetool.render import one_line
@@ -21,7 +21,7 @@ Exit status:
   1    the operation failed
   2    wrong usage
   3    reserved: a preview found differences
-  4    partly done (a repair that left out replicas)
+  4    partly done (a repair that left out replicas, a leave that not all are known to know)
   5    the node cannot be reached, is silent, or is not ready
   130  interrupted
 
@@ -67,7 +67,7 @@ def _unknown_command(name: str, ctx: click.Context) -> click.UsageError:
 @node_options
 @click.pass_context
 def nodetool(ctx: click.Context) -> None:
-    """Ask a running node about its cluster, and have it repair its replicas.
+    """Ask a running node about its cluster, and have it repair its replicas, leave, remove others.
 
     The options below may also stand after the command.
     """
@@ -99,6 +99,16 @@ for _command in (
     node.failuredetector,
     node.replicas,
     repair.repair,
+    gossip.statusgossip,
+    gossip.disablegossip,
+    gossip.enablegossip,
+    gossip.getseeds,
+    gossip.reloadseeds,
+    gossip.waitsettled,
+    membership.decommission,
+    membership.drain,
+    membership.removenode,
+    membership.assassinate,
 ):
     nodetool.add_command(_command)
 

@@ -33,6 +33,7 @@ _BOOTSTRAP_STATES: Final = {
     "MOVING": "COMPLETED",
     "BOOT": "IN_PROGRESS",
     "BOOT_REPLACE": "IN_PROGRESS",
+    "LEFT": "DECOMMISSIONED",
 }
 _LIVENESS: Final = {1: "up", 2: "down", 4: "suspect"}
 
@@ -83,7 +84,11 @@ def info_text(
         labelled("Gossip interval (s)", f"{info.interval_seconds:g}"),
         labelled("Seeds", printable(" ".join(info.seeds)) or "(none)"),
         labelled("Release version", printable(info.release_version)),
+        labelled("Status", printable(info.status) or "(none)"),
+        labelled("Health", "serving" if info.serving else f"not serving: {printable(info.health_reason)}"),
     ]
+    if info.failure:
+        lines.append(labelled("Stopped because", printable(info.failure)))
     if show_counters:
         lines += [f"{printable(counter.name)} {_number(counter.value)}" for counter in info.counters]
     return "\n".join(lines)
@@ -111,6 +116,10 @@ def info_json(info: GetNodeInfoResponse, own: Member | None) -> str:
             "interval_seconds": info.interval_seconds,
             "seeds": list(info.seeds),
             "release_version": info.release_version,
+            "status": info.status or None,
+            "serving": info.serving,
+            "health_reason": info.health_reason or None,
+            "failure": info.failure or None,
             "counters": {counter.name: counter.value for counter in info.counters},
         }
     )

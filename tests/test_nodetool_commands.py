@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import pytest
+from unserved_admin import UnservedAdmin
 
 from antientropy.v1 import admin_pb2 as repair_pb2
 from antientropy.v1 import admin_pb2_grpc as repair_grpc
@@ -91,7 +92,7 @@ class Fault:
 
 
 @dataclass
-class FakeGossip(gossip_grpc.GossipAdminServiceServicer):
+class FakeGossip(UnservedAdmin):
     view: gossip_pb2.GetClusterViewResponse = field(default_factory=three_nodes)
     detector: gossip_pb2.GetFailureDetectorResponse = field(default_factory=gossip_pb2.GetFailureDetectorResponse)
     info: gossip_pb2.GetNodeInfoResponse = field(default_factory=gossip_pb2.GetNodeInfoResponse)
@@ -310,6 +311,8 @@ async def test_status_json(run: Run) -> None:
         "host_id": HOST_IDS[0],
         "generation": 1_700_000_001,
         "evidence_age_seconds": 0.5,
+        "serving": True,
+        "health_reason": None,
     }
     assert [node["liveness"] for node in nodes] == ["up", "down", "unknown"]
     assert nodes[2]["load_bytes"] is None
@@ -545,6 +548,8 @@ def node_info(*, active: bool = True) -> gossip_pb2.GetNodeInfoResponse:
         seeds=["127.0.0.1:7000", "127.0.0.1:7001"],
         counters=[gossip_pb2.CounterView(name="rounds", value=600.0), gossip_pb2.CounterView(name="share", value=0.5)],
         memory_resident_bytes=50 * 1024 * 1024,
+        status="NORMAL",
+        serving=True,
     )
 
 
@@ -571,7 +576,9 @@ async def test_info(run: Run) -> None:
         "Heartbeat              : 101\n"
         "Gossip interval (s)    : 0.1\n"
         "Seeds                  : 127.0.0.1:7000 127.0.0.1:7001\n"
-        "Release version        : 0.1.0\n",
+        "Release version        : 0.1.0\n"
+        "Status                 : NORMAL\n"
+        "Health                 : serving\n",
         "",
     )
     assert "Token                  : 1\nToken                  : 2\n" in tokens.out
@@ -611,6 +618,10 @@ async def test_info_json(run: Run) -> None:
         "interval_seconds": 0.1,
         "seeds": ["127.0.0.1:7000", "127.0.0.1:7001"],
         "release_version": "0.1.0",
+        "status": "NORMAL",
+        "serving": True,
+        "health_reason": None,
+        "failure": None,
         "counters": {"rounds": 600.0, "share": 0.5},
     }
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import grpc
 import pytest
+from unserved_admin import UnservedAdmin
 
 from antientropy.v1 import admin_pb2, admin_pb2_grpc
 from gossiper.v1 import admin_pb2 as gossip_pb2
@@ -70,7 +71,7 @@ class Fault:
 
 
 @dataclass
-class FakeNode(admin_pb2_grpc.RepairAdminServiceServicer, gossip_grpc.GossipAdminServiceServicer):
+class FakeNode(admin_pb2_grpc.RepairAdminServiceServicer, UnservedAdmin):
     updates: Sequence[admin_pb2.RepairUpdate] = (BEGUN, STREAMING, STREAMING, COMPLETED)
     fault: Fault | None = None
     endless: bool = False

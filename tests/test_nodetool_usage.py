@@ -47,7 +47,25 @@ def test_without_arguments_it_shows_its_help(run: Run) -> None:
     assert "130  interrupted" in ran.out
 
 
-COMMANDS = ("status", "gossipinfo", "failuredetector", "info", "describecluster", "replicas", "repair")
+COMMANDS = (
+    "status",
+    "gossipinfo",
+    "failuredetector",
+    "info",
+    "describecluster",
+    "replicas",
+    "repair",
+    "statusgossip",
+    "disablegossip",
+    "enablegossip",
+    "getseeds",
+    "reloadseeds",
+    "waitsettled",
+    "decommission",
+    "drain",
+    "removenode",
+    "assassinate",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
