@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from gossiper.core.endpoints import parse_endpoint
-from gossiper.discovery import parse_seed_sources
+from gossiper.discovery import RELOAD_INTERVAL_SECONDS_MIN, parse_seed_sources
 from gossiper.errors import ConfigError
 from gossiper.limits import CLUSTER_NAME_BYTES_MAX, INTERVAL_MS_MAX, INTERVAL_MS_MIN
 
@@ -131,9 +131,13 @@ class GossipConfig:
             faults.append(
                 f"remote_exchanges_per_second: must be above 0 and at most 1000, is {self.remote_exchanges_per_second}"
             )
+        if not RELOAD_INTERVAL_SECONDS_MIN <= self.seed_reload_seconds <= 86_400:
+            faults.append(
+                f"seed_reload_seconds: must be {RELOAD_INTERVAL_SECONDS_MIN:g} to 86400, "
+                f"is {self.seed_reload_seconds:g}"
+            )
         for key in (
             "shadow_timeout_seconds",
-            "seed_reload_seconds",
             "first_interval_seconds",
             "interval_seconds_max",
             "local_pause_seconds",
