@@ -203,7 +203,8 @@ Examples:
   kvstore serve --data-dir ./data --replication-factor 1        a node on its own
   kvstore serve --config node.toml --listen-clients 127.0.0.1:9043
 
-Exit status: 0 stopped by SIGTERM or Ctrl-C; 1 cannot start; 2 usage or configuration.""",
+Exit status: 0 stopped by SIGTERM or Ctrl-C; 1 cannot start, or was removed from the cluster; 2 usage or
+configuration.""",
 )
 @click.option("--config", "config_path", metavar="FILE.toml", type=click.Path(path_type=Path), help="Settings file.")
 @_setting("--data-dir", "DIR", "Rows, generation and host id; made if missing. Required, here or in the file.")
@@ -217,7 +218,8 @@ Exit status: 0 stopped by SIGTERM or Ctrl-C; 1 cannot start; 2 usage or configur
     "--seeds",
     metavar="HOST:PORT,...",
     multiple=True,
-    help="Peer addresses asked first; with commas or repeated. None: this node begins a cluster.",
+    help="Peer addresses asked first, or where they are: file:PATH, dns:NAME:PORT, srv:NAME; with commas or repeated. "
+    "None: this node begins a cluster.",
 )
 @_setting("--datacenter", "NAME", "[default: datacenter1]")
 @_setting("--rack", "NAME", "[default: rack1]")
@@ -233,6 +235,13 @@ Exit status: 0 stopped by SIGTERM or Ctrl-C; 1 cannot start; 2 usage or configur
 @_setting("--map-bytes-max", "BYTES", "The most room for rows on disk.  [default: 16 GiB]", int)
 @_setting("--interval-seconds", "SECONDS", "Gossip interval.  [default: 1]", float)
 @_setting("--phi-threshold", "PHI", "Convict a node above it.  [default: 8]", float)
+@_setting("--replace", "HOST_ID", "Take the place of this dead node, by host id or address; for the first start.")
+@click.option("--rejoin", is_flag=True, default=None, help="Come back although this node has left for good.")
+@_setting("--seed-reload-seconds", "SECONDS", "Read seeds from files and DNS again.  [default: 60]", float)
+@_setting("--shadow-timeout-seconds", "SECONDS", "Look for the cluster so long.  [default: 30 intervals]", float)
+@_setting("--push-fanout", "N", "Nodes told at once of a change of status.  [default: 4]", int)
+@_setting("--own-zone-probability", "P", "How often a round stays in the own rack, 0 to 1.  [default: 0]", float)
+@_setting("--remote-exchanges-per-second", "N", "Bound per other data centre.  [default: none]", float)
 @_setting("--shutdown-grace-seconds", "SECONDS", "How long a clean stop waits for others.  [default: 2]", float)
 @click.option(
     "--ready-file", type=click.Path(path_type=Path), metavar="FILE", help="Written as JSON once the node serves."

@@ -55,7 +55,8 @@ class KvStoreConfig:
     advertise_clients: str | None = None
     """``host:port`` that applications use; default: listen_clients."""
     seeds: tuple[str, ...] = ()
-    """Peer endpoints asked first. A node whose list is empty, or names only itself, begins a cluster."""
+    """Peer endpoints asked first, as ``host:port``, ``file:PATH``, ``dns:NAME:PORT`` or ``srv:NAME``. A node whose list
+    is empty, or names only itself, begins a cluster."""
     datacenter: str = DATACENTER_DEFAULT
     rack: str = RACK_DEFAULT
     replication_factor: int = 3
@@ -73,6 +74,21 @@ class KvStoreConfig:
     """Length of a gossip round. Detection takes about 18 intervals at the default threshold."""
     phi_threshold: float = 8.0
     """A node is convicted above it."""
+    replace: str | None = None
+    """Host id or endpoint of a dead node whose place this one takes. For the first start only: take it out of the
+    settings afterwards, as the replaced node is forgotten."""
+    rejoin: bool = False
+    """Come back although this node has left the cluster for good."""
+    seed_reload_seconds: float = 60.0
+    """How often seeds that are files or DNS names are read again."""
+    shadow_timeout_seconds: float | None = None
+    """How long a start looks for the cluster; default: 30 gossip intervals, at least 10 s."""
+    push_fanout: int = 4
+    """Live nodes told at once of a change of status; 0: with the next rounds only."""
+    own_zone_probability: float = 0.0
+    """How often a round goes to a node of the own rack; 0: no preference."""
+    remote_exchanges_per_second: float | None = None
+    """Exchanges that this data centre as a whole begins with each other one; None: no bound."""
     shutdown_grace_seconds: float = 2.0
     """How long a clean stop waits for calls under way and for peers to take the announcement."""
 
@@ -143,6 +159,13 @@ class KvStoreConfig:
             interval_seconds=self.interval_seconds,
             phi_threshold=self.phi_threshold,
             shutdown_grace_seconds=self.shutdown_grace_seconds,
+            replace=self.replace,
+            rejoin=self.rejoin,
+            seed_reload_seconds=self.seed_reload_seconds,
+            shadow_timeout_seconds=self.shadow_timeout_seconds,
+            push_fanout=self.push_fanout,
+            own_zone_probability=self.own_zone_probability,
+            remote_exchanges_per_second=self.remote_exchanges_per_second,
             states=states,
         )
 

@@ -58,5 +58,7 @@ LOAD_CHANGE_RATIO: Final = 0.1
 LOAD_GAP_INTERVALS: Final = 10
 #: ... and at Cassandra's rate when it moved by less.
 LOAD_INTERVAL_SECONDS: Final = 60.0
+#: Gossip intervals without a failed write before a node whose disk was full says that it serves again.
+HEALTH_HOLD_INTERVALS: Final = 10
 #: How often a node looks at its load, which costs two numbers of the store.
 LOAD_LOOK_SECONDS: Final = 1.0

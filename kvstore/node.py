@@ -31,15 +31,18 @@ from gossiper import (
     GossipError,
     LifecycleError,
     NotRunningError,
+    Status,
 )
 from gossiper.admin import GossipAdmin
 from gossiper.core.endpoints import canonical_endpoint, format_endpoint, parse_endpoint
 from kvstore.config import KvStoreConfig
 from kvstore.errors import StartError
+from kvstore.health import StorageHealth
 from kvstore.hlc import HybridLogicalClock
 from kvstore.limits import (
     ADMIN_RPCS_MAX,
     CLIENT_RPCS_MAX,
+    HEALTH_HOLD_INTERVALS,
     LOAD_CHANGE_RATIO,
     LOAD_GAP_INTERVALS,
     LOAD_INTERVAL_SECONDS,
@@ -47,7 +50,7 @@ from kvstore.limits import (
 )
 from kvstore.membership import SCHEMA_VERSION, ClusterMembership
 from kvstore.peers import KEYSPACE, LocalReplica, ReplicaCalls, ReplicaService
-from kvstore.replication import Coordinator
+from kvstore.replication import Coordinator, majority_of
 from kvstore.service import KeyValueService, describe
 from kvstore.v1 import kvstore_pb2 as pb
 from kvstore.wire import SERVER_OPTIONS
@@ -55,6 +58,11 @@ from kvstore.writer import GroupCommitWriter
 
 _log = logging.getLogger(__name__)
 
+#: What clients are told from then on, by the reason for which the node stops serving.
+_REFUSALS: Final = {
+    "leaving": "this node has left the cluster; ask another one",
+    "draining": "this node was drained; ask another one, or start it anew",
+}
 #: Beyond the grace: a call that does not end when it is cancelled.
 _STOP_SECONDS_MAX: Final = 10.0
 
@@ -165,7 +173,9 @@ class KvStoreNode:
         clock = HybridLogicalClock(
             self._wall, drift_seconds_max=self.config.clock_drift_seconds_max, start_version=store.version_max
         )
-        writer = await self._stack.enter_async_context(GroupCommitWriter(store))
+        health = StorageHealth(self._tell_health, hold_seconds=HEALTH_HOLD_INTERVALS * self.config.interval_seconds)
+        writer = await self._stack.enter_async_context(GroupCommitWriter(store, on_commit=health.committed))
+        self._stack.callback(health.close)
         replica = LocalReplica(store, writer, clock)
         self._stack.callback(replica.close)
         repair = RepairService({KEYSPACE: ClockedStore(store, clock)}, self._membership)
@@ -186,7 +196,7 @@ class KvStoreNode:
         self._stack.push_async_callback(coordinator.close)
         self._service = KeyValueService(coordinator, self._describe)
         clients = await self._serve("client", self.config.listen_clients, CLIENT_RPCS_MAX, [self._service.register])
-        admin_services = [GossipAdmin(gossiper).register, RepairAdmin(repair).register]
+        admin_services = [GossipAdmin(gossiper, self).register, RepairAdmin(repair).register]
         admin = await self._serve("admin", self.config.listen_admin, ADMIN_RPCS_MAX, admin_services)
         self._addresses = NodeAddresses(peers=gossiper.endpoint, clients=clients, admin=admin)
         await self._announce(gossiper, store, calls)
@@ -216,14 +226,49 @@ class KvStoreNode:
         if self._service is not None:
             self._service.stop()
         if self._gossiper is not None and self._addresses is not None:
-            try:
-                async with asyncio.timeout(self.config.shutdown_grace_seconds):
-                    await self._gossiper.publish({ApplicationState.RPC_READY: "false"})
-            except (GossipError, TimeoutError) as error:
-                _log.warning("RPC_READY=false was not published: %s", error)
+            await self._say_not_ready(self._gossiper)
             # The peer listener goes first: from now on the others know, and send no more rows here.
             await self._gossiper.stop()
         await self._stack.aclose()
+
+    async def _say_not_ready(self, gossiper: Gossiper) -> None:
+        if not gossiper.info().gossip_active:
+            return
+        try:
+            async with asyncio.timeout(self.config.shutdown_grace_seconds):
+                await gossiper.publish({ApplicationState.RPC_READY: "false"})
+        except (GossipError, TimeoutError) as error:
+            _log.warning("RPC_READY=false was not published: %s", error)
+
+    def check_leave(self) -> None:
+        """Whether the others can still take writes without this node.
+
+        Raises:
+            LifecycleError: they cannot.
+        """
+        placement = self._membership.placement()
+        others = [endpoint for endpoint in placement.endpoints if endpoint != self.gossiper.endpoint]
+        alive = sum(map(placement.is_alive, others))
+        required, total = majority_of(placement.replication_factor, len(others))
+        if alive < required:
+            raise LifecycleError(
+                f"without this node writes would need {required} of {total} replicas, {alive} alive; add or start a "
+                "node first, or leave all the same (--force)"
+            )
+
+    async def stop_serving(self, reason: str) -> None:
+        """Refuse clients for good, and say so to the cluster; nodetool has this node leave or drains it."""
+        if self._service is not None:
+            self._service.stop(_REFUSALS[reason])
+        await self._say_not_ready(self.gossiper)
+        if reason == "leaving":
+            with suppress(LifecycleError, NotRunningError):
+                self.gossiper.set_status(Status.LEAVING)
+        _log.info("clients are refused from now on: %s", _REFUSALS[reason])
+
+    def _tell_health(self, serving: bool, reason: str) -> None:
+        if self._gossiper is not None:
+            self._gossiper.set_health(serving=serving, reason=reason)
 
     async def wait_ended(self) -> None:
         """Return when the gossiper has ended by itself; a node without one is of no use.

@@ -37,15 +37,15 @@ class KeyValueService(pb_grpc.KeyValueServiceServicer):
     def __init__(self, coordinator: Coordinator, describe: Callable[[], pb.DescribeNodeResponse]) -> None:
         self._coordinator = coordinator
         self._describe = describe
-        self._stopping = False
+        self._refusal: str | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
         """Serve on ``server``."""
         pb_grpc.add_KeyValueServiceServicer_to_server(self, strict(server))
 
-    def stop(self) -> None:
-        """Refuse new calls from now on; those under way go on."""
-        self._stopping = True
+    def stop(self, refusal: str = "this node is shutting down; ask another one") -> None:
+        """Refuse new calls from now on, with this text; those under way go on. The first text stays."""
+        self._refusal = self._refusal or refusal
 
     async def Put(self, request: pb.PutRequest, context: _Context) -> pb.PutResponse:  # noqa: N802 - generated name
         """One value."""
@@ -121,8 +121,8 @@ class KeyValueService(pb_grpc.KeyValueServiceServicer):
         return await self._coordinator.write(mutations, context.time_remaining())
 
     def _check_running(self) -> None:
-        if self._stopping:
-            raise StoppingError("this node is shutting down; ask another one")
+        if self._refusal is not None:
+            raise StoppingError(self._refusal)
 
 
 def chunks_of(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:

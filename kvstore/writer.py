@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -54,6 +54,7 @@ class GroupCommitWriter:
         store: Where rows go; only :meth:`write` may reach its ``apply`` from here, in a thread of the writer's own.
         queue_rows_max: Rows that may wait.
         queue_bytes_max: Their size that may wait.
+        on_commit: Told after every transaction: None, or why it failed. Must be quick and raise nothing.
     """
 
     def __init__(
@@ -62,8 +63,10 @@ class GroupCommitWriter:
         *,
         queue_rows_max: int = WRITE_QUEUE_ROWS_MAX,
         queue_bytes_max: int = WRITE_QUEUE_BYTES_MAX,
+        on_commit: Callable[[Exception | None], None] = lambda _error: None,
     ) -> None:
         self._store = store
+        self._on_commit = on_commit
         self._queue_rows_max = queue_rows_max
         self._queue_bytes_max = queue_bytes_max
         self._queue: deque[_Pending] = deque()
@@ -141,8 +144,10 @@ class GroupCommitWriter:
                 held_back = self._log_limiter.permit(type(error).__name__)
                 if held_back is not None:
                     _log.error("%d rows were not written: %s (held_back=%d)", len(rows), error, held_back)
+                self._on_commit(error)
                 self._finish(group, StorageError(f"not written: {error}"))
             else:
+                self._on_commit(None)
                 self._finish(group, None)
 
     def _take_group(self) -> list[_Pending]:

@@ -79,6 +79,40 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     assert len(faults) == 12
 
 
+def test_the_settings_of_gossip_reach_the_gossiper(tmp_path: Path) -> None:
+    options: dict[str, object] = {
+        "replace": "10.0.0.9:7000",
+        "rejoin": True,
+        "seeds": ["10.0.0.1:7000", "file:/etc/seeds", "dns:db.example:7000", "srv:_gossip._tcp.example"],
+        "seed_reload_seconds": 5.0,
+        "shadow_timeout_seconds": 7.0,
+        "push_fanout": 0,
+        "own_zone_probability": 0.5,
+        "remote_exchanges_per_second": 2.0,
+        "datacenter": "east",
+        "rack": "r2",
+    }
+    gossip = load_config(None, {"data_dir": tmp_path, **options}).gossip_config()
+    for key, value in options.items():
+        assert getattr(gossip, key) == (tuple(value) if isinstance(value, list) else value), key
+    wrong = {
+        "seeds": ["file:relative"],
+        "seed_reload_seconds": 0.5,
+        "shadow_timeout_seconds": 0.0,
+        "push_fanout": 65,
+        "own_zone_probability": 1.5,
+        "remote_exchanges_per_second": 0.0,
+    }
+    assert faults_of(None, {"data_dir": tmp_path, **wrong}) == [
+        "command line: seeds: 'file:relative': the path must be absolute",
+        "command line: push_fanout: must be 0 to 64, is 65",
+        "command line: own_zone_probability: must be 0 to 1, is 1.5",
+        "command line: remote_exchanges_per_second: must be above 0 and at most 1000, is 0.0",
+        "command line: seed_reload_seconds: must be 1 to 86400, is 0.5",
+        "command line: shadow_timeout_seconds: must be above 0 and at most 86400, is 0.0",
+    ]
+
+
 def test_two_listeners_need_two_ports(tmp_path: Path) -> None:
     same = {"listen_clients": "127.0.0.1:7000", "data_dir": tmp_path}
     assert faults_of(None, {**same}) == [

@@ -171,3 +171,18 @@ async def test_a_full_store_refuses_writes_and_still_reads(tmp_path: Path, caplo
             assert store.get(b"key0") == row(0, 10_000)
     finally:
         store.close()
+
+
+async def test_every_transaction_is_told(tmp_path: Path) -> None:
+    told: list[Exception | None] = []
+    store = LmdbRowStore(tmp_path / "rows", map_bytes_max=1024 * 1024)
+    try:
+        async with GroupCommitWriter(store, on_commit=told.append) as writer:
+            await writer.write([row(1)])
+            with pytest.raises(StorageError):
+                await writer.write([row(number, 300_000) for number in range(2, 8)])
+    finally:
+        store.close()
+    assert told[0] is None
+    assert isinstance(told[1], StoreFullError)
+    assert len(told) == 2
