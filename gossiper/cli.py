@@ -33,7 +33,7 @@ DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 _EPILOG = """\b
 Exit status:
   0    done; a member that was told to stop has left cleanly
-  1    the operation failed: a port in use, an unusable data directory
+  1    the operation failed: a port in use, an unusable data directory, refused or removed by the cluster
   2    wrong usage or configuration
   130  aborted by a second Ctrl-C (143: by a second SIGTERM)
 
@@ -50,6 +50,16 @@ _OPTION_OF_KEY: Final = {
     "data_dir": "--data",
     "interval_seconds": "--interval",
     "states": "--set",
+    "datacenter": "--datacenter",
+    "rack": "--rack",
+    "replace": "--replace",
+    "rejoin": "--rejoin",
+    "initial_status": "--initial-status",
+    "seed_reload_seconds": "--seed-reload-seconds",
+    "shadow_timeout_seconds": "--shadow-timeout-seconds",
+    "push_fanout": "--push-fanout",
+    "own_zone_probability": "--own-zone-probability",
+    "remote_exchanges_per_second": "--remote-exchanges-per-second",
 }
 
 
@@ -140,7 +150,13 @@ node.toml has the names of GossipConfig:
 )
 @click.option("--cluster-name", metavar="NAME", help="Nodes of another cluster are refused.")
 @click.option("--listen", metavar="HOST:PORT", help="For other members; port 0 takes a free one.")
-@click.option("--seed", "seeds", multiple=True, metavar="HOST:PORT", help="A member to ask first; may be given again.")
+@click.option(
+    "--seed",
+    "seeds",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="A member to ask first, or where they are: file:PATH, dns:NAME:PORT, srv:NAME; may be given again.",
+)
 @click.option(
     "--data",
     "data_dir",
@@ -152,6 +168,29 @@ node.toml has the names of GossipConfig:
 @click.option("--interval", "interval_seconds", type=float, metavar="SECONDS", help="Gossip interval.  [default: 1]")
 @click.option(
     "--set", "states", multiple=True, metavar="KEY=VALUE", callback=_pairs, help="Publish a value; may be given again."
+)
+@click.option("--datacenter", metavar="NAME", help="[default: datacenter1]")
+@click.option("--rack", metavar="NAME", help="[default: rack1]")
+@click.option("--replace", metavar="HOST_ID", help="Take the place of this dead node, by host id or HOST:PORT.")
+@click.option("--rejoin", is_flag=True, default=None, help="Come back although this node has left for good.")
+@click.option(
+    "--initial-status",
+    type=click.Choice(["NORMAL", "hibernate"]),
+    help="hibernate: only listen, never live for others.  [default: NORMAL]",
+)
+@click.option("--seed-reload-seconds", type=float, metavar="SECONDS", help="Read seed sources again.  [default: 60]")
+@click.option(
+    "--shadow-timeout-seconds",
+    type=float,
+    metavar="SECONDS",
+    help="Look for the cluster so long before giving up.  [default: 30 intervals, at least 10]",
+)
+@click.option("--push-fanout", type=int, metavar="N", help="Members told at once of a change of status.  [default: 4]")
+@click.option(
+    "--own-zone-probability", type=float, metavar="P", help="How often a round stays in the own rack.  [default: 0]"
+)
+@click.option(
+    "--remote-exchanges-per-second", type=float, metavar="N", help="Bound per other data centre.  [default: none]"
 )
 @click.option(
     "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE.toml", help="Settings; options win."
@@ -167,7 +206,8 @@ node.toml has the names of GossipConfig:
 def run(*, config_file: Path | None, admin: str | None, log_level: str, output: str, **options: Any) -> int:
     """Run a member in the foreground; print one line for every event.
 
-    SIGTERM or Ctrl-C announces the shutdown and leaves cleanly; a second one aborts.
+    SIGTERM or Ctrl-C announces the shutdown and leaves cleanly; a second one aborts. A member that the cluster has
+    removed, or whose host id another one has, ends with exit status 1 and the reason.
     """
     given = {key: value for key, value in options.items() if value not in (None, (), {})}
     config = _config(config_file, given)

@@ -19,7 +19,7 @@ import grpc.aio
 from gossiper.admin import GossipAdmin
 from gossiper.config import GossipConfig
 from gossiper.core.endpoints import format_endpoint, parse_endpoint
-from gossiper.errors import LocalStateError
+from gossiper.errors import LifecycleError, LocalStateError
 from gossiper.events import (
     EndpointAlive,
     EndpointDead,
@@ -86,6 +86,9 @@ async def _run(config: GossipConfig, admin: str | None, as_json: bool) -> None:
             # The events end with the gossiper, which must be stopped for that; then what is left of them is printed.
             await member.stop()
             await printing
+            if member.failure is not None:
+                # Its last event said so already.
+                raise LifecycleError(member.failure)
             await _print({"event": "stopped", "endpoint": endpoint}, as_json)
         finally:
             stop_requested.cancel()
