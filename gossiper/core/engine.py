@@ -212,10 +212,10 @@ class GossipEngine:
         | AssassinateRequested,
         now: Now,
     ) -> list[Effect]:
+        if isinstance(event, Publish):
+            return [*self.local.publish(event)]
         host_id = self.state.view(self.state.local_row).host_id or ""
         match event:
-            case Publish():
-                return [*self.local.publish(event)]
             case ChangeStatus(status):
                 if status in {Status.LEFT, Status.SHUTDOWN}:
                     raise LifecycleError(f"{status} is not set, it follows from leaving or shutting down")
@@ -271,6 +271,8 @@ class GossipEngine:
     def _echos(self, now: Now) -> list[Effect]:
         """ECHOs to those that gave a sign of life and are not alive."""
         table = self.state.table
+        if not table.echo_wanted.any():
+            return []
         overdue = (table.echo_generation > 0) & (now.monotonic - table.echo_sent > self.config.echo_retry_seconds)
         table.echo_generation[overdue] = 0
         candidates = self.state.echo_candidates()
@@ -452,6 +454,8 @@ class GossipEngine:
 
     def _claims(self, now: Now) -> list[Effect]:
         """What peers said of this very node in another voice: a past to outrun, a removal, a double."""
+        if not self.state.claims and self.state.host_id_winner is None:
+            return []
         claims, self.state.claims = self.state.claims, []
         if self.stopped:
             return []

@@ -539,8 +539,8 @@ class ClusterState:
         """An immutable picture of one endpoint, without values that are deleted or expired (at ``wall_ms``: now)."""
         table = self.table
         states = table.states[row]
-        wall_ms = round(self.now.wall * 1000) if wall_ms is None else wall_ms
-        if any(value.deleted or 0 < value.expires_at_ms <= wall_ms for value in states.values()):
+        if table.hides_values[row]:
+            wall_ms = round(self.now.wall * 1000) if wall_ms is None else wall_ms
             states = {
                 key: value for key, value in states.items() if not (value.deleted or 0 < value.expires_at_ms <= wall_ms)
             }
@@ -587,9 +587,12 @@ class ClusterState:
             column[row] = 0 if name is None else table.name_number(name.value)
         if ApplicationState.REPLACES in table.states[row]:
             self._replacers[table.endpoint(row)] = None
+        hiding = [value for value in table.states[row].values() if value.deleted or value.expires_at_ms]
+        table.hides_values[row] = bool(hiding)
         wall_ms = round(self.now.wall * 1000)
-        later = [value.expires_at_ms for value in table.states[row].values() if value.expires_at_ms > wall_ms]
-        table.value_expiry_ms[row] = min(later, default=NO_EXPIRY)
+        table.value_expiry_ms[row] = min(
+            (v.expires_at_ms for v in hiding if v.expires_at_ms > wall_ms), default=NO_EXPIRY
+        )
 
     def _path(self, sender: str) -> int:
         row = self.table.row(sender)

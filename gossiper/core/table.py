@@ -58,6 +58,7 @@ _COLUMNS: Final[Mapping[str, tuple[type, float]]] = {
     "direct_arrival": (np.float64, NEVER),
     "known_since": (np.float64, NEVER),
     "guest": (np.bool_, False),
+    "hides_values": (np.bool_, False),
     "expire_ms": (np.int64, NO_EXPIRY),
     "value_expiry_ms": (np.int64, NO_EXPIRY),
     "knows_local_version": (np.int64, 0),
@@ -105,6 +106,8 @@ class EndpointTable:
     """Monotonic seconds at which its present generation was first heard of."""
     guest: NDArray[np.bool_]
     """STATUS is one of ``GUEST_STATUSES``: forgotten after some silence."""
+    hides_values: NDArray[np.bool_]
+    """Some of its values are tombstones or will expire, so that a view has to leave out some."""
     expire_ms: NDArray[np.int64]
     """Wall-clock milliseconds at which an endpoint that is gone for good is forgotten; NO_EXPIRY for all others."""
     value_expiry_ms: NDArray[np.int64]
