@@ -48,9 +48,9 @@ def pair(size: int) -> tuple[GossipEngine, GossipEngine, Now]:
         node.handle(RoundDue(), now)
     states = []
     for number in range(2, size):
-        values = tuple(
-            (key, VersionedValue(16, "x" * 12)) for key in ("DC", "HOST_ID", "LOAD", "RACK", "SCHEMA", "STATUS")
-        )
+        texts = dict.fromkeys(("DC", "LOAD", "RACK", "SCHEMA"), "x" * 12)
+        texts |= {"HOST_ID": f"8b244cb0-135d-4745-b498-{number:012}", "STATUS": "NORMAL"}
+        values = tuple((key, VersionedValue(16, text)) for key, text in texts.items())
         endpoint = f"10.0.{number // 250}.{number % 250 + 3}:7000"
         generation = int(WALL) - rng.randrange(HOUR_SECONDS, 30 * 86_400)
         ticks = int(WALL) - generation
@@ -60,6 +60,7 @@ def pair(size: int) -> tuple[GossipEngine, GossipEngine, Now]:
         known = [s if rng.random() < 0.5 else _older(s, rng.randrange(1, 6)) for s in states]
         node.handle(RequestReceived(GossipDigestAck2(sender, tuple(known))), now)
     _exchange(one, other, now)
+    assert len(one.state.table) == len(other.state.table) == size
     # The two know each other now; make every second heartbeat differ again.
     for node in (one, other):
         rows = node.state.table.rows()

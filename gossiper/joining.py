@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from gossiper.config import GossipConfig
 from gossiper.core.engine import PROTOCOL_VERSION
@@ -23,6 +24,9 @@ from gossiper.transport.base import Transport
 logger = logging.getLogger(__name__)
 
 Clock = Callable[[], Now]
+
+#: A generation this far ahead of the clock means that the clock went back.
+CLOCK_BEHIND_SECONDS_WARN: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,10 @@ async def take_generation(storage: NodeStorage, identity: Identity, seen: int, n
         LocalStateError: it cannot be written.
     """
     generation = next_generation(identity.generation, now.wall, seen)
-    if generation > int(now.wall):
-        logger.warning("clock_behind generation=%d: an earlier generation lies at or after the clock", generation)
+    behind_seconds = generation - int(now.wall)
+    if behind_seconds > 0:
+        # A restart within the same second is no sign of a wrong clock.
+        level = logging.WARNING if behind_seconds > CLOCK_BEHIND_SECONDS_WARN else logging.INFO
+        logger.log(level, "clock_behind generation=%d seconds=%d: an earlier one is ahead", generation, behind_seconds)
     await asyncio.to_thread(storage.store_generation, generation, identity.host_id)
     return generation
