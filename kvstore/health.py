@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from antientropy.errors import StoreFullError, StoreReadOnlyError
+from antientropy.errors import RowRefusedError, StoreClosedError, StoreError
 from gossiper import NotRunningError
 
 #: A path and a sentence; every node of the cluster keeps it.
@@ -23,7 +23,8 @@ class StorageHealth:
 
     Args:
         tell: Publishes (serving, reason); may raise NotRunningError, then the next commit tries again.
-        hold_seconds: How long no commit may have failed before it is said that the node serves again.
+        hold_seconds: How long no commit may have failed before it is said that the node serves again; also the least
+            time between two reasons why it does not.
     """
 
     def __init__(self, tell: Callable[[bool, str], None], *, hold_seconds: float) -> None:
@@ -32,6 +33,7 @@ class StorageHealth:
         self._failed_at = 0.0
         self._reason = ""
         self._told_reason = ""
+        self._told_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -39,7 +41,8 @@ class StorageHealth:
         """A commit has ended: with ``error``, or well. Errors that are not the disk's say nothing of it."""
         if self._closed:
             return
-        if isinstance(error, StoreFullError | StoreReadOnlyError):
+        # Not only StoreFullError: LMDB calls the first short write to a full disk an input/output error.
+        if isinstance(error, StoreError) and not isinstance(error, RowRefusedError | StoreClosedError):
             self._failed_at = asyncio.get_running_loop().time()
             self._cancel()
             self._say(f"writes fail: {error}"[:REASON_LENGTH_MAX])
@@ -63,12 +66,15 @@ class StorageHealth:
             self._timer = None
 
     def _say(self, reason: str) -> None:
-        """Tell when it changes from well to ill or back; another reason alone is no news."""
+        """Tell when it changes from well to ill or back; another reason only after a while."""
         self._reason = reason
-        if bool(reason) == bool(self._told_reason):
+        now = asyncio.get_running_loop().time()
+        if reason == self._told_reason:
+            return
+        if reason and self._told_reason and now - self._told_at < self._hold_seconds:
             return
         try:
             self._tell(not reason, reason)
         except NotRunningError:
             return
-        self._told_reason = reason
+        self._told_reason, self._told_at = reason, now

@@ -63,8 +63,8 @@ def wait_until(condition: Callable[[], Any], *, seconds: float = WAIT_SECONDS_MA
 class NodeProcess:
     """A ``kvstore serve`` process on loopback with a directory of its own; survives kills and starts again.
 
-    ``options`` are those of ``serve`` with underscores: ``{"phi_threshold": 4}``. Ports are free ones at the first
-    start and stay the same afterwards, as for a real node.
+    ``options`` are those of ``serve`` with underscores: ``{"phi_threshold": 4, "rejoin": True}``. Ports are free ones
+    at the first start and stay the same afterwards, as for a real node.
     """
 
     def __init__(self, name: str, directory: Path, options: dict[str, Any]) -> None:
@@ -91,7 +91,9 @@ class NodeProcess:
             options[f"listen_{listener}"] = self.addresses.get(listener, "127.0.0.1:0")
         words = [*self.prefix, sys.executable, "-m", "kvstore", "serve", "--stop-on-stdin-eof"]
         for name, value in {**options, **self.options}.items():
-            words += [f"--{name.replace('_', '-')}", ",".join(value) if isinstance(value, list) else str(value)]
+            words.append(f"--{name.replace('_', '-')}")
+            if value is not True:
+                words.append(",".join(value) if isinstance(value, list) else str(value))
         return words
 
     def spawn(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from antientropy.errors import StoreError, StoreFullError, StoreReadOnlyError
+from antientropy.errors import RowRefusedError, StoreClosedError, StoreError, StoreFullError, StoreReadOnlyError
 from gossiper import NotRunningError
 from gossiper.testing import run
 from kvstore.health import REASON_LENGTH_MAX, StorageHealth
@@ -79,7 +79,17 @@ def test_a_success_long_after_the_failure_is_believed_at_once() -> None:
     assert play(scenario) == [(0.0, False, "writes fail: read-only"), (100.0, True, "")]
 
 
-@pytest.mark.parametrize("error", [StoreError("too many readers"), ValueError("a defect")])
+def test_another_reason_is_told_after_a_while() -> None:
+    async def scenario(said: Said) -> None:
+        said.health.committed(StoreError("input/output error"))
+        for _ in range(3):
+            await asyncio.sleep(4)
+            said.health.committed(FULL)
+
+    assert play(scenario) == [(0.0, False, "writes fail: input/output error"), (12.0, False, REASON)]
+
+
+@pytest.mark.parametrize("error", [RowRefusedError("too long"), StoreClosedError("closed"), ValueError("a defect")])
 def test_what_is_not_the_disks_fault_says_nothing_of_it(error: Exception) -> None:
     async def scenario(said: Said) -> None:
         said.health.committed(error)
