@@ -178,6 +178,8 @@ class ShadowRound:
         if config.replace is not None:
             return self._replacing(config.replace, now)
         self._refuse_collisions(own)
+        if own is not None and self._moves_here(own) and self._stands_too_short(own, now):
+            return None
         return None if self._rivals_may_live(now) else self._go(own)
 
     def _without_answers(self, now: Now) -> Verdict | None:
@@ -231,6 +233,8 @@ class ShadowRound:
                 f"this node (host id {config.host_id}) has left the cluster; set rejoin to come back, or start it with "
                 "an empty data directory"
             )
+        if self._moves_here(own) and own.moved_at is None:
+            return
         if not mine and own.status not in GONE_STATUSES and own.status != Status.NONE:
             raise JoinError(
                 f"a node with address {config.endpoint} and host id {own.host_id} already exists (status "
@@ -266,12 +270,30 @@ class ShadowRound:
             and known.status not in STOPPED_STATUSES
         ]
 
+    def _moves_here(self, own: _Known) -> bool:
+        """Whether a member comes back at an address that another one had: addresses are swapped where pods restart.
+
+        The other one cannot be there any more; it is watched all the same, in case two advertise one address.
+        """
+        if own.host_id in {None, self.config.host_id} or own.status in GONE_STATUSES:
+            return False
+        return any(
+            known.host_id == self.config.host_id and known.status not in GONE_STATUSES
+            for endpoint, known in self._known.items()
+            if endpoint != self.config.endpoint
+        )
+
     def _rivals_may_live(self, now: Now) -> bool:
         """Whether a rival has not been watched for long enough yet to be sure that it is the past of this node."""
-        patience_seconds = STANDSTILL_INTERVALS * self.config.interval_seconds
-        return any(now.monotonic - rival.first_seen < patience_seconds for rival in self._rivals())
+        return any(self._stands_too_short(rival, now) for rival in self._rivals())
+
+    def _stands_too_short(self, known: _Known, now: Now) -> bool:
+        return now.monotonic - known.first_seen < STANDSTILL_INTERVALS * self.config.interval_seconds
 
     def _watching(self) -> bool:
+        own = self._known.get(self.config.endpoint)
+        if own is not None and self._moves_here(own):
+            return True
         return bool(self._rivals()) or (self.config.replace is not None and bool(self._known))
 
     def _go(self, own: _Known | None, *, alone: bool = False, replaces: _Known | None = None) -> Verdict:
