@@ -6,6 +6,7 @@ or one way. The core has to agree all the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -46,6 +47,8 @@ class Disagreement:
 
     invariant: str
     detail: str
+    about_core: bool = True
+    """Whether it is about the core itself; what is about others may have to wait until they are known to be silent."""
 
 
 def disagreement(core: list[Machine]) -> Disagreement | None:
@@ -55,35 +58,44 @@ def disagreement(core: list[Machine]) -> Disagreement | None:
         if machine.process is None or not machine.process.gossips:
             return Disagreement("core_not_running", f"{machine.endpoint} does not run")
         processes.append(machine.process)
-    return _unequal(processes) or _not_alive(processes)
+    unequal = _unequal(processes)
+    if unequal is not None and unequal.about_core:
+        return unequal
+    return _not_alive(processes) or unequal
 
 
 def _unequal(processes: list[Process]) -> Disagreement | None:
-    first = processes[0].engine.state.table
-    reference = {first.endpoint(row): row for row in first.rows().tolist() if first.generation[row]}
+    """Differences between the first node and the others, those about the core before those about others."""
+    core = {process.endpoint for process in processes}
+    first = processes[0]
+    about_others: Disagreement | None = None
     for process in processes[1:]:
-        table = process.engine.state.table
-        names = {table.endpoint(row): row for row in table.rows().tolist() if table.generation[row]}
-        if names.keys() != reference.keys():
-            odd = min(names.keys() ^ reference.keys())
-            return Disagreement(
-                "unequal_digests", f"{odd} is not known to both {processes[0].endpoint} and {process.endpoint}"
-            )
-        for endpoint, row in names.items():
-            known = reference[endpoint]
-            mine = int(table.generation[row]), int(table.states_version[row])
-            other = int(first.generation[known]), int(first.states_version[known])
-            if mine != other:
-                return Disagreement(
-                    "unequal_digests",
-                    f"{endpoint}: {mine} at {process.endpoint}, {other} at {processes[0].endpoint}",
-                )
-            gone = max(int(table.gc_version[row]), int(first.gc_version[known]))
-            if _kept(table.states[row], gone) != _kept(first.states[known], gone):
-                return Disagreement(
-                    "unequal_values", f"{endpoint}: not the same at {process.endpoint} and {processes[0].endpoint}"
-                )
-    return None
+        for endpoint, invariant in _differences(first, process):
+            where = f"{endpoint}: not the same at {process.endpoint} and {first.endpoint}"
+            found = Disagreement(invariant, where, about_core=endpoint in core)
+            if found.about_core:
+                return found
+            about_others = about_others or found
+    return about_others
+
+
+def _differences(one: Process, other: Process) -> Iterator[tuple[str, str]]:
+    """Endpoints of which two nodes do not hold the same, and which invariant that breaks."""
+    first, second = one.engine.state.table, other.engine.state.table
+    mine = {first.endpoint(row): row for row in first.rows().tolist() if first.generation[row]}
+    theirs = {second.endpoint(row): row for row in second.rows().tolist() if second.generation[row]}
+    for endpoint in sorted(mine.keys() ^ theirs.keys()):
+        yield endpoint, "unequal_digests"
+    for endpoint, a in mine.items():
+        b = theirs.get(endpoint)
+        if b is None:
+            continue
+        if first.generation[a] != second.generation[b] or first.states_version[a] != second.states_version[b]:
+            yield endpoint, "unequal_digests"
+            continue
+        gone = max(int(first.gc_version[a]), int(second.gc_version[b]))
+        if _kept(first.states[a], gone) != _kept(second.states[b], gone):
+            yield endpoint, "unequal_values"
 
 
 def _kept(states: dict[str, VersionedValue], gone: int) -> dict[str, VersionedValue]:

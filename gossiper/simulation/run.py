@@ -104,22 +104,19 @@ class Run:
             found = convergence.disagreement(core)
             silent = convergence.silent_but_alive(cluster, core)
             self._note_silence(silent, number)
-            if found is None:
-                self.agree_rounds = self.agree_rounds or number - joined_at
-                streak += 1
-                if streak >= convergence.STAY_ROUNDS and self.silent_rounds is not None:
-                    return
-                continue
-            streak = 0
-            if found.invariant == "core_not_running":
-                joined_at, self.agree_rounds = number, None
-                self.join_rounds = number
-            late = number >= convergence.JOIN_ROUNDS_MAX if joined_at == number else number - joined_at >= agree_max
-            if not late:
+            streak = streak + 1 if found is None and silent is None else 0
+            if streak >= convergence.STAY_ROUNDS:
+                return
+            if found is not None and found.invariant == "core_not_running":
+                joined_at = self.join_rounds = number
+            rounds = number - joined_at
+            if found is None or not found.about_core:
+                self.agree_rounds = self.agree_rounds or rounds
+            elif rounds < agree_max and (rounds or number < convergence.JOIN_ROUNDS_MAX):
                 self.agree_rounds = None
             elif self.agree_rounds is None or found.invariant == "false_conviction":
                 raise InvariantViolation(found.invariant, f"{found.detail}, {number} rounds after the last fault")
-        detail = f"after {number} rounds without faults the core still changes: {found or silent}"
+        detail = f"after {last_max} rounds without faults the core still changes: {found or silent}"
         raise InvariantViolation("never_at_rest", detail)
 
     def _note_silence(self, silent: convergence.Disagreement | None, number: int) -> None:

@@ -19,7 +19,7 @@ The same message always becomes the same bytes: there are no maps, and the order
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final, NoReturn, TypeVar
 
@@ -49,6 +49,7 @@ from gossiper.core.messages import (
 from gossiper.core.versions import COUNTER_BITS
 from gossiper.errors import PeerProtocolError
 from gossiper.v1 import gossip_pb2
+from gossiper.wire.columns import digests_field
 
 #: How much of a peer's text is repeated in an error.
 _QUOTE_CHARACTERS_MAX: Final = 64
@@ -78,18 +79,14 @@ def encode(message: Message) -> bytes:
     wire: ProtobufMessage
     match message:
         case GossipDigestSyn():
-            wire = gossip_pb2.GossipDigestSyn(
-                sender=_sender_out(message.sender), as_of_ms=message.as_of_ms, digests=_digests_out(message.digests)
-            )
+            # Fields of one message may be serialised one after the other, in the order of their numbers.
+            wire = gossip_pb2.GossipDigestSyn(sender=_sender_out(message.sender), as_of_ms=message.as_of_ms)
+            return wire.SerializeToString(deterministic=True) + digests_field(3, message.digests)
         case GossipDigestAck():
-            wire = gossip_pb2.GossipDigestAck(
-                sender=_sender_out(message.sender),
-                as_of_ms=message.as_of_ms,
-                requests=_digests_out(message.requests),
-                heartbeats=_digests_out(message.heartbeats),
-                states=map(_state_out, message.states),
-                deferred=message.deferred,
-            )
+            wire = gossip_pb2.GossipDigestAck(sender=_sender_out(message.sender), as_of_ms=message.as_of_ms)
+            digests = digests_field(3, message.requests) + digests_field(4, message.heartbeats)
+            rest = gossip_pb2.GossipDigestAck(states=map(_state_out, message.states), deferred=message.deferred)
+            return wire.SerializeToString(deterministic=True) + digests + rest.SerializeToString(deterministic=True)
         case GossipDigestAck2():
             wire = gossip_pb2.GossipDigestAck2(
                 sender=_sender_out(message.sender), states=map(_state_out, message.states)
@@ -110,18 +107,6 @@ def _sender_out(sender: Sender) -> gossip_pb2.Sender:
         endpoint=sender.endpoint,
         generation=sender.generation,
     )
-
-
-def _digests_out(columns: DigestColumns) -> Iterable[gossip_pb2.GossipDigest]:
-    rows = zip(
-        columns.endpoints,
-        columns.generations.tolist(),
-        columns.heartbeats.tolist(),
-        columns.states_versions.tolist(),
-        strict=True,
-    )
-    make = gossip_pb2.GossipDigest
-    return (make(endpoint=e, generation=g, heartbeat=h, states_version=v) for e, g, h, v in rows)
 
 
 def _state_out(state: EndpointState) -> gossip_pb2.EndpointState:
@@ -279,24 +264,20 @@ def _sender_in(message: _WithSender) -> Sender:
     return Sender(name, wire.protocol_version, _endpoint(wire.endpoint), generation)
 
 
-@lru_cache(maxsize=limits.ENDPOINTS_MAX)
-def _canonical(text: str) -> str:
-    """``canonical_endpoint``, remembered: every message names the same endpoints again (errors are not remembered).
-
-    The text that was seen first is returned for all equal ones, so that the table keeps one copy of each.
-    """
-    return canonical_endpoint(text)
-
-
 #: Keys are the same few in every state.
 _is_key = lru_cache(maxsize=4096)(is_key)
 
 
+@lru_cache(maxsize=limits.ENDPOINTS_MAX)
 def _endpoint(text: str) -> str:
+    """``text`` once it is checked; remembered, as every message names the same endpoints again (errors are not).
+
+    The text that was seen first is returned for all equal ones, so that the table keeps one copy of each.
+    """
     if len(text) > ENDPOINT_LENGTH_MAX:
         _refuse("invalid_field", f"endpoint {_quoted(text)} is longer than {ENDPOINT_LENGTH_MAX} characters")
     try:
-        canonical = _canonical(text)
+        canonical = canonical_endpoint(text)
     except ValueError as error:
         raise PeerProtocolError("invalid_field", f"endpoint {_quoted(text)}: {_reason_only(error)}") from None
     if canonical != text:
@@ -334,9 +315,10 @@ def _digests_in(what: str, wire: Sequence[gossip_pb2.GossipDigest]) -> DigestCol
     if not wire:
         return DigestColumns.empty()
     endpoints = _endpoints(what, wire)
-    generations = _column("generation", [digest.generation for digest in wire], endpoints, "invalid_generation")
-    heartbeats = _column("heartbeat", [digest.heartbeat for digest in wire], endpoints, "invalid_heartbeat")
-    versions = _column("states_version", [digest.states_version for digest in wire], endpoints, "invalid_field")
+    rows = list(wire)  # once: every step through a repeated field makes new objects
+    generations = _column("generation", [digest.generation for digest in rows], endpoints, "invalid_generation")
+    heartbeats = _column("heartbeat", [digest.heartbeat for digest in rows], endpoints, "invalid_heartbeat")
+    versions = _column("states_version", [digest.states_version for digest in rows], endpoints, "invalid_field")
     ahead = (versions >> COUNTER_BITS) > heartbeats
     if ahead.any():
         row = int(ahead.argmax())
