@@ -452,3 +452,74 @@ async def test_it_leaves_when_nobody_reads_its_events_any_more() -> None:
     finally:
         if process.returncode is None:
             process.kill()
+
+
+def test_every_option_of_gossip_is_checked_under_its_own_name(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('cluster_name = "test"\nlisten = "127.0.0.1:0"\nrejoin = true\n')
+    ran = run(
+        "run", "--config", str(file), "--seed", "file:relative", "--seed-reload-seconds", "0.1", "--rack", "",
+        "--datacenter", "\n", "--push-fanout", "-1", "--own-zone-probability", "2", "--shadow-timeout-seconds", "0",
+        "--remote-exchanges-per-second", "0",
+    )  # fmt: skip
+    assert ran == Ran(
+        2,
+        "",
+        "gossiper: --seed: 'file:relative': the path must be absolute\n"
+        "gossiper: --datacenter: must be printable text, is '\\n'\n"
+        "gossiper: --rack: must be printable text, is ''\n"
+        "gossiper: --push-fanout: must be 0 to 64, is -1\n"
+        "gossiper: --own-zone-probability: must be 0 to 1, is 2.0\n"
+        "gossiper: --remote-exchanges-per-second: must be above 0 and at most 1000, is 0.0\n"
+        "gossiper: --seed-reload-seconds: must be 1 to 86400, is 0.1\n"
+        "gossiper: --shadow-timeout-seconds: must be above 0 and at most 86400, is 0.0\n",
+    )
+
+
+def test_the_settings_of_the_file_stand_where_no_option_is_given(tmp_path: Path) -> None:
+    from gossiper.cli import _config
+
+    file = tmp_path / "node.toml"
+    file.write_text('cluster_name = "test"\nlisten = "127.0.0.1:0"\nrejoin = true\npush_fanout = 2\n')
+    config = _config(file, {"replace": "x", "initial_status": "hibernate", "own_zone_probability": 0.5})
+    assert (config.rejoin, config.push_fanout) == (True, 2)
+    assert (config.replace, config.initial_status, config.own_zone_probability) == ("x", "hibernate", 0.5)
+
+
+@pytest.mark.process
+async def test_a_member_that_is_removed_says_why_and_fails(tmp_path: Path) -> None:
+    from gossiper.v1 import admin_pb2, admin_pb2_grpc
+
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(member(*LOCAL, "--admin", "127.0.0.1:0"))
+        started = await first.until(event="started")
+        victim = await stack.enter_async_context(
+            member(*LOCAL, "--seed", started["endpoint"], "--data", str(tmp_path), "--rack", "r2")
+        )
+        other = await victim.until(event="started")
+        await first.until(event="alive", endpoint=other["endpoint"])
+        import grpc.aio
+
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(started["admin"]))
+        admin = admin_pb2_grpc.GossipAdminServiceStub(channel)
+        await admin.Assassinate(admin_pb2.AssassinateRequest(endpoint=other["endpoint"], force=True), timeout=10)
+        removed = await first.until(event="removed", endpoint=other["endpoint"])
+        assert removed["removed_by"] == started["host_id"]
+
+        status, err = await victim.end()
+
+        assert status == 1
+        assert err.splitlines()[-1].startswith(
+            f"gossiper: an operator removed this node (on the node with host id {started['host_id']})"
+        )
+        stopped = [line for line in victim.lines if line["event"] == "stopped"]
+        assert len(stopped) == 1
+        assert stopped[0]["reason"] in err
+        # It may come back only as a new one.
+        again = await stack.enter_async_context(
+            member("--cluster-name", "test", "--listen", other["endpoint"], "--interval", "0.1",
+                   "--seed", started["endpoint"], "--data", str(tmp_path))
+        )  # fmt: skip
+        status, err = await again.end()
+        assert (status, again.lines) == (1, [])
+        assert f"was removed from the cluster by {started['host_id']}" in err
