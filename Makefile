@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself: a virtual environment in .venv, no root, nothing outside this directory.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench check format generate setup setup-dev clean
+.PHONY: help demo test soak bench check format generate setup setup-dev clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON_IN_VENV := .venv/bin/python
@@ -14,6 +14,9 @@ demo: setup  ## Start three nodes, break one, repair it, prove that the replicas
 
 test: setup-dev  ## Run every check: lint, types, import contracts, generated code, all tests (under 5 min)
 	@$(PYTHON_IN_VENV) -m scripts.check --tests -- $(ARGS)
+
+soak: setup-dev  ## Hunt for rare faults: SEEDS=20000 simulated clusters, all scenarios on real processes (hours; resumes)
+	@$(PYTHON_IN_VENV) -m scripts.soak $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 bench: setup-dev  ## Measure: digest exchange, failure detector, tree build and comparison (sizes beside times)
 	@$(PYTHON_IN_VENV) -m scripts.bench $(ARGS)

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import click
 
+from gossiper.cli_scenario import scenario
 from gossiper.cli_simulate import simulate
 from gossiper.config import GossipConfig
 from gossiper.core.application_states import is_user_key
@@ -296,6 +297,7 @@ def version(*, output: str) -> None:
         click.echo(f"gossiper {number}")
 
 
+gossiper.add_command(scenario)
 gossiper.add_command(simulate)
 
 

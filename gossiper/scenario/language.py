@@ -134,8 +134,8 @@ class Scenario:
         return "\n".join([self.source.rstrip("\n"), SEPARATOR, *transcript, ""])
 
 
-def load(path: Path) -> Scenario:
-    """Read one file.
+def load(path: Path, *, complete: bool = True) -> Scenario:
+    """Read one file; unless ``complete``, the expected transcript may be missing.
 
     Raises:
         ScenarioError: it cannot be read, or has faults; all of them, one line each.
@@ -146,16 +146,16 @@ def load(path: Path) -> Scenario:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ScenarioError(f"{path}: cannot be read: {error}") from None
-    return parse(text, name=str(path))
+    return parse(text, name=str(path), complete=complete)
 
 
-def parse(text: str, *, name: str = "scenario") -> Scenario:
+def parse(text: str, *, name: str = "scenario", complete: bool = True) -> Scenario:
     """The scenario that ``text`` is.
 
     Raises:
         ScenarioError: it has faults; all of them, one line each.
     """
-    source, separator, expected = f"\n{text}".partition(f"\n{SEPARATOR}\n")
+    source, separator, expected = f"\n{text}\n".partition(f"\n{SEPARATOR}\n")
     lines = source[1:].split("\n")
     faults: list[str] = []
     commands: list[Command] = []
@@ -177,9 +177,8 @@ def parse(text: str, *, name: str = "scenario") -> Scenario:
         faults.append(f"{name}: says nothing; the first line of a scenario is a command such as 'add a seed'")
     if not comments:
         faults.append(f"{name}:1: the first line must be a comment that says what is shown")
-    if not separator:
+    if complete and not separator:
         faults.append(f"{name}: no line {SEPARATOR!r} ends the commands; run it with --rewrite to have it added")
-        faults = [] if len(faults) == 1 else faults
     if faults:
         raise ScenarioError("\n".join(faults))
     return Scenario(
