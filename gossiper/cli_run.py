@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import os
@@ -114,6 +115,12 @@ async def _administration(member: Gossiper, endpoint: str | None) -> AsyncIterat
         yield None
         return
     host, port = parse_endpoint(endpoint)
+    if not is_loopback(host):
+        logger.warning(
+            "--admin is %s: whoever reaches it may remove nodes from the cluster without a password; "
+            "127.0.0.1 is safer",
+            endpoint,
+        )
     _probe(host, port)
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=ADMIN_RPCS_MAX)
     GossipAdmin(member).register(server)
@@ -126,6 +133,14 @@ async def _administration(member: Gossiper, endpoint: str | None) -> AsyncIterat
         yield format_endpoint(host, bound)
     finally:
         await server.stop(0.0)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _probe(host: str, port: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from gossiper.cli import main
-from gossiper.cli_run import described, json_line, text_line
+from gossiper.cli_run import described, is_loopback, json_line, text_line
 from gossiper.core.messages import VersionedValue
 from gossiper.events import (
     EndpointAlive,
@@ -474,6 +474,24 @@ def test_every_option_of_gossip_is_checked_under_its_own_name(run: Run, tmp_path
         "gossiper: --seed-reload-seconds: must be 1 to 86400, is 0.1\n"
         "gossiper: --shadow-timeout-seconds: must be above 0 and at most 86400, is 0.0\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("10.0.0.1", False), ("0.0.0.0", False), ("db1", False)],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+@pytest.mark.process
+async def test_an_administration_that_others_reach_is_warned_about() -> None:
+    async with member(*LOCAL, "--admin", "0.0.0.0:0") as first:
+        await first.until(event="started")
+        first.process.terminate()
+        status, err = await first.end()
+    assert status == 0
+    assert "--admin is 0.0.0.0:0: whoever reaches it may remove nodes" in err
 
 
 def test_the_settings_of_the_file_stand_where_no_option_is_given(tmp_path: Path) -> None:

@@ -108,6 +108,23 @@ def test_a_node_that_leaves_is_known_to_have_left_and_comes_back_only_with_rejoi
     eventually(lambda: all(node.alive_count() == 3 for node in (one, two, three)))
 
 
+def test_a_peer_that_hangs_is_not_known_to_know_and_hears_it_later(
+    cluster_factory: ClusterFactory, nodetool: Nodetool, seen: Seen, eventually: Eventually
+) -> None:
+    one, two, three = cluster_factory(3)
+    two.pause()
+    ran = nodetool(three, "decommission", "--force", "--wait-seconds", "0.5", "--output", "json")
+    two.resume()
+    assert ran.status == 4
+    content = ran.json
+    assert (content["knowing"], content["unaware"], content["live_peer_count"]) == ([one.peers], [two.peers], 2)
+    assert ran.err == (
+        f"nodetool: left, but after 0.5 s not known to know: {two.peers}; they hear it from the others\n"
+    )
+    assert three.terminate() == 0
+    eventually(lambda: seen(two) == {one.peers: "UN", two.peers: "UN"})
+
+
 def test_a_dead_node_is_removed_and_told_so_when_it_comes_back(
     cluster_factory: ClusterFactory, nodetool: Nodetool, seen: Seen, eventually: Eventually
 ) -> None:
