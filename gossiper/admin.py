@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 NOT_READY: Final = "node is not ready"
 GOSSIP_OFF: Final = "gossip is off on this node; switch it on first (nodetool enablegossip)"
+DRAINED: Final = "this node was drained and serves no more; start it anew"
 #: Longer waits are given up by whoever asked, or by the machines between, before they end.
 WAIT_SECONDS_MAX: Final = 3_600.0
 
@@ -294,7 +295,7 @@ class GossipAdmin(admin_pb2_grpc.GossipAdminServiceServicer):
         if self._source.failure is not None:
             raise LifecycleError(self._source.failure)
         if not self._source.info().gossip_active:
-            raise LifecycleError(GOSSIP_OFF)
+            raise LifecycleError(DRAINED if self._drained else GOSSIP_OFF)
 
     async def _drain(self) -> admin_pb2.DrainResponse:
         endpoint = self._source.endpoint
@@ -318,7 +319,7 @@ class GossipAdmin(admin_pb2_grpc.GossipAdminServiceServicer):
     async def _enable_gossip(self) -> admin_pb2.EnableGossipResponse:
         active = self._source.info().gossip_active
         if self._drained:
-            raise LifecycleError("this node was drained and serves no more; start it anew")
+            raise LifecycleError(DRAINED)
         if not active:
             await self._source.enable_gossip()
         info = self._source.info()

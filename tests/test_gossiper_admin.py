@@ -388,6 +388,8 @@ async def test_a_drained_node_stays_drained(stub: Stub, node: FakeNode) -> None:
         assert answer.endpoint == A
     assert node.done == ["stop draining", "drain", "stop draining"]
     enable = await refused(stub.EnableGossip(admin_pb2.EnableGossipRequest(), timeout=TIMEOUT_SECONDS))
+    leave = await refused(stub.Leave(admin_pb2.LeaveRequest(timeout_seconds=3), timeout=TIMEOUT_SECONDS))
+    assert leave == enable
     assert enable == (
         grpc.StatusCode.FAILED_PRECONDITION,
         "this node was drained and serves no more; start it anew",
