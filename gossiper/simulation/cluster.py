@@ -38,6 +38,8 @@ from gossiper.simulation.truth import Truth
 from gossiper.simulation.violation import InvariantViolation
 
 PORT: Final = 7000
+#: Share of machines whose host id stands in their configuration.
+HOST_ID_CONFIGURED: Final = 0.3
 #: Nodes present at the start begin within so many seconds of each other.
 START_SPREAD_SECONDS: Final = 2.0
 
@@ -91,7 +93,7 @@ class Cluster:
             endpoint=endpoint,
             seeds=self._seeds,
             clock=MachineClock(rng.uniform(0.0, 1e6), offset),
-            disk=GenerationFile(rng),
+            disk=GenerationFile(rng, host_id_configured=rng.random() < HOST_ID_CONFIGURED),
         )
         self.machines.append(machine)
         self.network.register(endpoint, machine)
@@ -172,8 +174,21 @@ class Cluster:
         elif "cannot replace" in text and "moves" not in text:
             machine.replaces = None
         elif "was removed" in text or "has left" in text:
-            machine.disk.lose()
+            machine.disk.renew()
         self.try_again(machine)
+
+    def doubled(self, process: Process) -> None:
+        """The cluster remembers another host id at its address, in a greater generation: nobody listens to it.
+
+        That is how a node ends that lost its directory, found its clock behind and reached nobody at its start. It can
+        only warn; an operator has to decide which of the two it is.
+        """
+        if not process.alive or self.frozen(process.machine):
+            return
+        self.kill(process.machine)
+        self.faults["doubled"] += 1
+        self._settle_collision(process.machine)
+        self.try_again(process.machine)
 
     def _settle_collision(self, machine: Machine) -> None:
         """Its directory was lost, and the cluster knows its address under another host id."""
@@ -201,7 +216,7 @@ class Cluster:
         if not self.truth.removed(machine.endpoint):
             raise InvariantViolation("stopped_without_reason", f"{machine.endpoint}: {reason}")
         self._ended(machine)
-        machine.disk.lose()
+        machine.disk.renew()
         self.try_again(machine)
 
     def kill(self, machine: Machine, *, power_off: bool = False) -> None:

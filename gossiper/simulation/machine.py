@@ -51,8 +51,10 @@ class MachineClock:
 class GenerationFile:
     """What ``gossiper.storage.NodeStorage`` keeps, with the ways in which a disk fails it."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, *, host_id_configured: bool = False) -> None:
+        """``host_id_configured``: it stands in the configuration, so that it survives the loss of the directory."""
         self._rng = rng
+        self._host_id_configured = host_id_configured
         self._generation: int | None = None
         self.host_id = self._new_host_id()
         self.writes_fail = False
@@ -86,13 +88,19 @@ class GenerationFile:
         self._generation = generation
 
     def lose(self) -> None:
-        """The whole directory is gone; the next start is that of a new node, with a new host id."""
+        """The whole directory is gone; the next start is that of a new node, unless the host id is configured."""
         self.corrupt = False
         self.known_peers = ()
         if self._generation is not None:
             self._former_host_id = self.host_id
         self._generation = None
-        self.host_id = self._new_host_id()
+        if not self._host_id_configured:
+            self.host_id = self._new_host_id()
+
+    def renew(self) -> None:
+        """The directory is emptied on purpose, and a configured host id changed: a new node."""
+        self._host_id_configured = False
+        self.lose()
 
     def restore_writes(self) -> None:
         """There is room again, and a corrupt file has been set aside."""

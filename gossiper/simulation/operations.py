@@ -160,7 +160,7 @@ def replace(cluster: Cluster, machine: Machine, rng: Random) -> bool:
     cluster.trace.line(f"replace {machine.endpoint}")
     if rng.random() < 0.5:
         machine.replaces = machine.endpoint
-        machine.disk.lose()
+        machine.disk.renew()
         return cluster.start(machine)
     if len(cluster.machines) >= cluster.options.nodes:
         return False

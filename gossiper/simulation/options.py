@@ -57,6 +57,8 @@ class Swarm:
 
     seeds: int
     nodes_at_start: int
+    join_timeout_seconds: float
+    """After so long a seed begins alone; the default of the configuration is 30."""
     latency: str
     loss: float
     duplicate: float
@@ -113,7 +115,7 @@ _QUIET: Final[dict[str, float]] = {
 
 def quiet(nodes: int) -> Swarm:
     """No faults at all, a few publishes: the ground on which pairs are played."""
-    return Swarm(seeds=min(2, nodes - 1), nodes_at_start=nodes, latency="lan", **_QUIET)
+    return Swarm(seeds=min(2, nodes - 1), nodes_at_start=nodes, join_timeout_seconds=10.0, latency="lan", **_QUIET)
 
 
 def draw(options: SimulationOptions, rng: Random) -> Swarm:
@@ -130,6 +132,7 @@ def draw(options: SimulationOptions, rng: Random) -> Swarm:
     return Swarm(
         seeds=min(rng.randint(1, 3), nodes - 1),
         nodes_at_start=max(2, nodes - rng.randint(0, nodes // 3)),
+        join_timeout_seconds=rng.choice((5.0, 30.0)),
         latency=rng.choice(LATENCIES),
         loss=sometimes(0.6, 0.01, 0.3),
         duplicate=sometimes(0.5, 0.01, 0.5),

@@ -64,7 +64,7 @@ def replace(cluster: Cluster, machine: Machine, rng: Random, _seconds: float) ->
     cluster.kill(machine, power_off=rng.random() < 0.5)
     host_id = machine.disk.host_id
     if rng.random() < 0.5:
-        machine.disk.lose()
+        machine.disk.renew()
         machine.replaces = machine.endpoint
         newcomer = machine
     else:

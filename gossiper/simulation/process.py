@@ -48,13 +48,14 @@ if TYPE_CHECKING:
     from gossiper.simulation.machine import Machine
 
 CLUSTER_NAME: Final = "simulation"
-#: As ``GossipConfig`` has them at an interval of one second.
-JOIN_TIMEOUT_SECONDS: Final = 30.0
+#: As the shell has it at an interval of one second.
 PEERS_STORE_SECONDS: Final = 10.0
 #: The shell's defaults: ``GossipConfig`` with an interval of one second.
 INTERVAL_MS: Final = 1000
 TIMEOUT_SECONDS: Final = 1.0
 SHUTDOWN_GRACE_SECONDS: Final = 2.0
+#: An operator reads a warning that the node itself cannot act upon.
+OPERATOR_SECONDS: Final = 5.0
 #: Writing and syncing the identity file.
 PERSIST_SECONDS_MAX: Final = 0.05
 #: Reasons for which an honest node may refuse an honest message; any other is a finding.
@@ -89,6 +90,7 @@ class Process:
         self._call = 0
         self._ticket = 0
         self._encoded: tuple[Request, bytes] | None = None
+        self._doubted = False
         self.published: dict[int, Publish] = {}
         """Publishes that are not acknowledged yet, by ticket; the checkers take them out."""
         self._carry_out: dict[type, Callable[[Any], None]] = {
@@ -112,7 +114,7 @@ class Process:
             known_peers=tuple(peer for peer in machine.disk.known_peers if peer != self.endpoint),
             is_seed=machine.is_seed,
             replace=machine.replaces,
-            timeout_seconds=JOIN_TIMEOUT_SECONDS,
+            timeout_seconds=cluster.swarm.join_timeout_seconds,
         )
         self._shadow = ShadowRound(self._shadow_config, self.now())
         self._loop.at(self._loop.now, self._run, self._ask)
@@ -319,6 +321,9 @@ class Process:
 
     def _warn(self, effect: Warn) -> None:
         self.cluster.trace.line(f"warn {self.endpoint} {effect.key}: {effect.text}")
+        if effect.key == "double" and not self._doubted:
+            self._doubted = True
+            self._loop.after(OPERATOR_SECONDS, self.cluster.doubled, self)
 
     def _told_to_stop(self, effect: Stop) -> None:
         self.cluster.stopped_itself(self, effect.reason)
