@@ -64,6 +64,7 @@ class Joining:
             known_peers=tuple(peer.endpoint for peer in identity.known_peers if peer.endpoint != endpoint),
             is_seed=not seeds or endpoint in seeds,
             replace=config.replace,
+            restarted=identity.generation is not None,
             rejoin=config.rejoin,
             timeout_seconds=config.join_timeout_seconds,
         )

@@ -235,7 +235,7 @@ configuration.""",
 @_setting("--map-bytes-max", "BYTES", "The most room for rows on disk.  [default: 16 GiB]", int)
 @_setting("--interval-seconds", "SECONDS", "Gossip interval.  [default: 1]", float)
 @_setting("--phi-threshold", "PHI", "Convict a node above it.  [default: 8]", float)
-@_setting("--replace", "HOST_ID", "Take the place of this dead node, by host id or address; for the first start.")
+@_setting("--replace", "HOST_ID", "Take the place of this dead node, by host id or address, at the first start.")
 @click.option("--rejoin", is_flag=True, default=None, help="Come back although this node has left for good.")
 @_setting("--seed-reload-seconds", "SECONDS", "Read seeds from files and DNS again.  [default: 60]", float)
 @_setting("--shadow-timeout-seconds", "SECONDS", "Look for the cluster so long.  [default: 30 intervals]", float)

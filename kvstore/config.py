@@ -75,8 +75,7 @@ class KvStoreConfig:
     phi_threshold: float = 8.0
     """A node is convicted above it."""
     replace: str | None = None
-    """Host id or endpoint of a dead node whose place this one takes. For the first start only: take it out of the
-    settings afterwards, as the replaced node is forgotten."""
+    """Host id or endpoint of a dead node whose place this one takes at its first start; ignored once that is done."""
     rejoin: bool = False
     """Come back although this node has left the cluster for good."""
     seed_reload_seconds: float = 60.0

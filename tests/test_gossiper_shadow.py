@@ -167,6 +167,16 @@ def test_a_dead_node_is_replaced_at_its_own_or_another_address(wanted: str, endp
     assert verdict.replaces == f"host-{C},{generation}"
 
 
+def test_a_replacement_that_is_done_does_not_stop_a_restart() -> None:
+    cluster = running()
+    with pytest.raises(JoinError, match="does not know it"):
+        run(cluster, shadow(D, replace="host-of-long-ago"))
+    assert run(cluster, shadow(D, replace="host-of-long-ago", restarted=True)).replaces is None
+    generation = cluster.engines.pop(C).generation
+    cluster.run(40)
+    assert run(cluster, shadow(C, replace=C, restarted=True)).own_generation_seen == generation
+
+
 @pytest.mark.parametrize(("wanted", "why"), [("nobody", "does not know it"), (C, "is alive"), (B, "is gone already")])
 def test_what_cannot_be_replaced(wanted: str, why: str) -> None:
     cluster = running()

@@ -43,6 +43,8 @@ class ShadowConfig:
     """The own endpoint is in the seed list, or the list is empty: it may begin a cluster alone."""
     replace: str | None = None
     """Host id or endpoint of the dead node whose place this one takes."""
+    restarted: bool = False
+    """This node had a generation before, so it is not the first start with these settings."""
     rejoin: bool = False
     """Come back although the cluster remembers that this node left."""
     timeout_seconds: float = 30.0
@@ -244,9 +246,14 @@ class ShadowRound:
     def _replacing(self, wanted: str, now: Now) -> Verdict | None:
         config = self.config
         victims = [known for endpoint, known in sorted(self._known.items()) if wanted in (endpoint, known.host_id)]
-        if not victims:
+        victim = max(victims, key=lambda known: known.state.generation, default=None)
+        done = victim is None or victim.status in GONE_STATUSES or victim.host_id == config.host_id
+        if config.restarted and done:
+            # The setting stayed in the configuration; the replacement was done at an earlier start.
+            self._refuse_collisions(self._known.get(config.endpoint))
+            return self._go(self._known.get(config.endpoint))
+        if victim is None:
             raise JoinError(f"cannot replace {wanted}: the cluster does not know it")
-        victim = max(victims, key=lambda known: known.state.generation)
         endpoint = victim.state.endpoint
         if victim.status in GONE_STATUSES:
             raise JoinError(f"cannot replace {wanted}: it is gone already (status {victim.status}); join as a new node")
