@@ -113,8 +113,24 @@ def test_links_lead_somewhere() -> None:
 def test_every_command_line_is_of_a_known_kind() -> None:
     assert FOREGROUND in COMMANDS
     # What `pip install .` gives is tested with the wheel.
-    others = [line for line in COMMANDS if not line.startswith(("make ", "kvstore ", "nodetool ")) and line]
+    known = ("make ", "kvstore ", "nodetool ", "gossiper ")
+    others = [line for line in COMMANDS if not line.startswith(known) and line]
     assert others == ["pip install ."]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("gossiper ")])
+def test_the_gossiper_commands_work(line: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "gossiper.cli", *shlex.split(line)[1:]],
+        cwd=ROOT,
+        env=environment(),
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=150,
+    )
+    assert result.returncode == 0, f"{line}: {result.stderr}{result.stdout}"
 
 
 @pytest.fixture(scope="module")
