@@ -150,6 +150,22 @@ def test_a_guest_that_falls_silent_is_forgotten_and_may_come_back() -> None:
     assert cluster.view(A)[D][1] == "alive"
 
 
+def test_a_late_fragment_of_a_forgotten_past_does_not_live_on() -> None:
+    """A delayed delta of a replaced node reached a node that had restarted, and so forgotten who was replaced."""
+    cluster = settled(4)
+    generation = cluster.engines[A].generation - 50
+    shutdown = (("STATUS", VersionedValue(96, "shutdown,true")),)
+    fragment = EndpointState("10.0.9.9:7000", generation, 1000, 6, 80, 96, shutdown)
+    sender = Sender("test", 1, B, cluster.engines[B].generation)
+    cluster.do(A, RequestReceived(GossipDigestAck2(sender, (fragment,))))
+    cluster.run(10)
+    assert all("10.0.9.9:7000" in cluster.view(observer) for observer in cluster.engines)
+    cluster.run(60)
+    assert all("10.0.9.9:7000" not in cluster.view(observer) for observer in cluster.engines)
+    cluster.run(100)
+    assert all("10.0.9.9:7000" not in cluster.view(observer) for observer in cluster.engines)
+
+
 def test_health_is_told_to_everybody_at_once() -> None:
     cluster = settled(5)
     cluster.do(C, ChangeHealth(False, "disk is full"))

@@ -422,12 +422,16 @@ class ClusterState:
         silence = now.monotonic - np.maximum(table.evidence_arrival, table.known_since)
         interval = np.maximum(table.interval_ms[self.local_row], table.interval_ms) / 1000
         saved = table.generation == 0
+        # A delta of somebody unknown, whose whole state nobody had in all that time: a late message of a past that
+        # others remember as over. It must not live on among those who have forgotten it.
+        fragment = (table.states_version == 0) & ~saved
         patience = np.where(
             saved,
             GONE_EXPIRE_SECONDS,
             np.where(self._joining(), JOINING_SILENCE_INTERVALS, GUEST_SILENCE_INTERVALS) * interval,
         )
-        silent = table.used & (table.liveness == LivenessCode.DOWN) & (table.guest | saved) & (silence > patience)
+        fleeting = table.guest | saved | fragment
+        silent = table.used & (table.liveness == LivenessCode.DOWN) & fleeting & (silence > patience)
         for row in map(int, np.flatnonzero(silent)):
             quarantine_seconds = QUARANTINE_INTERVALS * float(interval[row])
             self._forget(row, "silent", now.monotonic + quarantine_seconds)
