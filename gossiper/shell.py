@@ -275,7 +275,9 @@ class GossiperShell:
                 subscription.close()
             if self._transport is not None:
                 await self._transport.stop(self.config.shutdown_grace_seconds)
-            await self._store_peers()
+            if self._stopping.is_set():
+                # Whoever is cancelled without a stop is being killed: nothing may be done that a kill would not do.
+                await self._store_peers()
             self._storage.close()
             logger.info("stopped endpoint=%s", self._endpoint)
 
