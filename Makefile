@@ -12,7 +12,7 @@ help:  ## Say what can be made (this list)
 demo: setup  ## Start three nodes, break one, repair it, prove that the replicas are equal (under 90 s)
 	@.venv/bin/kvstore demo $(ARGS)
 
-test: setup-dev  ## Run every check: lint, types, import contracts, generated code, all tests (under 5 min)
+test: setup-dev  ## Run every check: lint, types, import contracts, generated code, all tests (under 8 min)
 	@$(PYTHON_IN_VENV) -m scripts.check --tests -- $(ARGS)
 
 soak: setup-dev  ## Hunt for rare faults: SEEDS=20000 simulated clusters, all scenarios on real processes (hours; resumes)
