@@ -7,7 +7,7 @@ slow. New effects of the engine need one more entry in ``_carry_out``.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -84,7 +84,7 @@ class Process:
         self._network = cluster.network
         self._rng = cluster.loop.stream(f"process/{machine.index}/{machine.incarnations}")
         self._waiting: list[tuple[Action, tuple[Any, ...]]] = []
-        self._busy_until = 0.0
+        self._backlog: deque[tuple[Action, tuple[Any, ...]]] = deque()
         self._calls: dict[int, tuple[str, Request]] = {}
         self._in_flight: Counter[tuple[str, type[Request]]] = Counter()
         self._call = 0
@@ -233,17 +233,28 @@ class Process:
             return
         if self.paused:
             self._waiting.append((action, arguments))
-        elif self.slow_seconds:
-            self._busy_until = max(self._busy_until, self._loop.now) + self._rng.expovariate(1 / self.slow_seconds)
-            self._loop.at(self._busy_until, self._run_late, action, arguments)
+        elif self.slow_seconds or self._backlog:
+            self._backlog.append((action, arguments))
+            if len(self._backlog) == 1:
+                self._serve_later()
         else:
             action(*arguments)
 
-    def _run_late(self, action: Action, arguments: tuple[Any, ...]) -> None:
+    def _serve_later(self) -> None:
+        """A slow process takes its time for each event; a quick one works its backlog off at once."""
+        delay = self._rng.expovariate(1 / self.slow_seconds) if self.slow_seconds else 0.0
+        self._loop.after(delay, self._serve)
+
+    def _serve(self) -> None:
         if self.paused:
-            self._waiting.append((action, arguments))
+            self._waiting = [*self._backlog, *self._waiting]
+            self._backlog.clear()
         elif self.alive:
+            action, arguments = self._backlog[0]
             action(*arguments)
+            self._backlog.popleft()
+            if self._backlog:
+                self._serve_later()
 
     def pause(self) -> None:
         """Stand still; what arrives waits."""
@@ -389,7 +400,9 @@ class Process:
         """Take part again after gossip was disabled; False when it was not, or the disk does not let it."""
         if not self.joined or not self.engine.stopped or self.stopping:
             return False
-        generation = next_generation(self.machine.disk.load(), self.now().wall)
+        generation = self.cluster.truth.unused_generation(
+            self.endpoint, next_generation(self.machine.disk.load(), self.now().wall), lost=False
+        )
         try:
             self.machine.disk.store(generation)
         except LocalStateError:
