@@ -1,7 +1,8 @@
 """How many messages per second the simulation delivers on one core, through the real codec, and where the time goes.
 
 Usage: ``python -m benchmarks.simulation_speed [--nodes N] [--duration SECONDS] [--faults] [--profile] [--json]``. The
-time is CPU time of this process. Without ``--faults`` a steady cluster with a few publishes; with it, one seed of the swarm.
+time is CPU time of this process. Without ``--faults`` a steady cluster with a few publishes; with it, one seed of the
+swarm.
 ``--profile`` runs once more under cProfile, which more than doubles the time, and groups it by part.
 """
 
