@@ -217,5 +217,5 @@ def test_the_generation_file_fails_like_a_disk() -> None:
     disk.restore_writes()
     assert disk.load() is None
     assert disk.host_id != host_id, "a new node"
-    disk.restore(9, former_host_id=True)
+    disk.restore(9, host_id)
     assert (disk.load(), disk.host_id) == (9, host_id)

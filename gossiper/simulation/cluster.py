@@ -194,7 +194,7 @@ class Cluster:
         """Its directory was lost, and the cluster knows its address under another host id."""
         remedy = self._rng.choice(("backup", "replace", "move"))
         if remedy == "backup" or machine.index in self._core:
-            machine.disk.restore(self.truth.greatest_generation(machine.endpoint), former_host_id=True)
+            machine.disk.restore(self.truth.greatest_generation(machine.endpoint), self.truth.host_id(machine.endpoint))
             self.faults["backup_restored"] += 1
         elif remedy == "replace" or machine.is_seed:
             machine.replaces = machine.endpoint
@@ -245,7 +245,7 @@ class Cluster:
         machine = process.machine
         self.faults["backup_restored"] += 1
         self.kill(machine)
-        machine.disk.restore(self.truth.greatest_generation(machine.endpoint), former_host_id=False)
+        machine.disk.restore(self.truth.greatest_generation(machine.endpoint))
         self.try_again(machine)
 
     def finish(self) -> None:

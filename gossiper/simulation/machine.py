@@ -60,7 +60,6 @@ class GenerationFile:
         self.writes_fail = False
         self.corrupt = False
         self.known_peers: tuple[str, ...] = ()
-        self._former_host_id = self.host_id
 
     def _new_host_id(self) -> str:
         return str(uuid.UUID(int=self._rng.getrandbits(128), version=4))
@@ -91,8 +90,6 @@ class GenerationFile:
         """The whole directory is gone; the next start is that of a new node, unless the host id is configured."""
         self.corrupt = False
         self.known_peers = ()
-        if self._generation is not None:
-            self._former_host_id = self.host_id
         self._generation = None
         if not self._host_id_configured:
             self.host_id = self._new_host_id()
@@ -108,11 +105,10 @@ class GenerationFile:
         if self.corrupt:
             self.lose()
 
-    def restore(self, generation: int, *, former_host_id: bool) -> None:
-        """An operator puts back a copy that knows ``generation``, perhaps with the host id from before the loss."""
+    def restore(self, generation: int, host_id: str | None = None) -> None:
+        """An operator puts back a copy that knows ``generation``, and the host id that the cluster knows."""
         self._generation = generation
-        if former_host_id:
-            self.host_id = self._former_host_id
+        self.host_id = host_id or self.host_id
         self.corrupt = False
         self.writes_fail = False
 

@@ -17,6 +17,8 @@ from gossiper.simulation.violation import InvariantViolation, Violation
 
 #: How often agreement is looked for while the core converges.
 _LOOK_SECONDS: Final = 1.0
+#: Disagreements that news can bring about at any time; they have to go away again.
+_NEWS: Final = frozenset({"unequal_digests", "unequal_values"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ class Run:
             rounds = number - joined_at
             if found is None or not found.about_core:
                 self.agree_rounds = self.agree_rounds or rounds
+            elif found.invariant in _NEWS and self.agree_rounds:
+                continue  # a value expired, or somebody who is half cut off had something to tell
             elif rounds < agree_max and (rounds or number < convergence.JOIN_ROUNDS_MAX):
                 self.agree_rounds = None
             elif self.agree_rounds is None or found.invariant == "false_conviction":
