@@ -6,6 +6,7 @@ Lives here: what there is and its beginning and end. Not here: which faults come
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Final
@@ -38,6 +39,7 @@ from gossiper.simulation.truth import Truth
 from gossiper.simulation.violation import InvariantViolation
 
 PORT: Final = 7000
+_HOST_ID: Final = re.compile(r"host id ([0-9a-f-]{36})")
 #: Share of machines whose host id stands in their configuration.
 HOST_ID_CONFIGURED: Final = 0.3
 #: Nodes present at the start begin within so many seconds of each other.
@@ -170,14 +172,14 @@ class Cluster:
         if isinstance(error, LocalStateError):
             machine.disk.restore_writes()
         elif "already exists" in text:
-            self._settle_collision(machine)
+            self._settle_collision(machine, text)
         elif "cannot replace" in text and "moves" not in text:
             machine.replaces = None
         elif "was removed" in text or "has left" in text:
             machine.disk.renew()
         self.try_again(machine)
 
-    def doubled(self, process: Process) -> None:
+    def doubled(self, process: Process, text: str) -> None:
         """The cluster remembers another host id at its address, in a greater generation: nobody listens to it.
 
         That is how a node ends that lost its directory, found its clock behind and reached nobody at its start. It can
@@ -187,11 +189,13 @@ class Cluster:
             return
         self.kill(process.machine)
         self.faults["doubled"] += 1
-        self._settle_collision(process.machine)
+        self._settle_collision(process.machine, text)
         self.try_again(process.machine)
 
-    def _settle_collision(self, machine: Machine) -> None:
-        """Its directory was lost, and the cluster knows its address under another host id."""
+    def _settle_collision(self, machine: Machine, text: str) -> None:
+        """Its directory was lost, and the cluster knows its address under another host id, which the text names."""
+        named = _HOST_ID.search(text)
+        known_host_id = named.group(1) if named else None
         remedy = self._rng.choice(("backup", "replace", "move"))
         if remedy == "backup" or machine.index in self._core:
             machine.disk.restore(self.truth.greatest_generation(machine.endpoint), self.truth.host_id(machine.endpoint))

@@ -334,7 +334,7 @@ class Process:
         self.cluster.trace.line(f"warn {self.endpoint} {effect.key}: {effect.text}")
         if effect.key == "double" and not self._doubted:
             self._doubted = True
-            self._loop.after(OPERATOR_SECONDS, self.cluster.doubled, self)
+            self._loop.after(OPERATOR_SECONDS, self.cluster.doubled, self, effect.text)
 
     def _told_to_stop(self, effect: Stop) -> None:
         self.cluster.stopped_itself(self, effect.reason)

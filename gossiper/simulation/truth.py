@@ -110,15 +110,6 @@ class Truth:
         identity = self._identities.get(endpoint)
         return max(self._generations[identity], default=0) if identity is not None else 0
 
-    def host_id(self, endpoint: str) -> str | None:
-        """The host id that the greatest generation of an endpoint has in the cluster; None if it says none."""
-        identity = self._identities.get(endpoint)
-        if identity is None or not self._generations[identity]:
-            return None
-        newest = self._generations[identity][max(self._generations[identity])]
-        value = newest.latest(ApplicationState.HOST_ID, newest.states_version)
-        return None if value is None else value.value
-
     def unused_generation(self, endpoint: str, generation: int, *, lost: bool) -> int:
         """``generation``; after a lost file the next one that was not used before.
 
