@@ -65,7 +65,7 @@ Clock = Callable[[], Now]
 #: Kinds of warning whose last time is remembered; beyond it all may be said once more.
 _WARNINGS_MAX: Final = 1024
 #: Known peers are compared with what is on disk every so many intervals.
-PEERS_STORE_INTERVALS: Final = 10
+PEERS_STORE_INTERVALS: Final = 2
 
 
 def system_clock() -> Now:
