@@ -198,7 +198,7 @@ class Cluster:
         known_host_id = named.group(1) if named else None
         remedy = self._rng.choice(("backup", "replace", "move"))
         if remedy == "backup" or machine.index in self._core:
-            machine.disk.restore(self.truth.greatest_generation(machine.endpoint), self.truth.host_id(machine.endpoint))
+            machine.disk.restore(self.truth.greatest_generation(machine.endpoint), known_host_id)
             self.faults["backup_restored"] += 1
         elif remedy == "replace" or machine.is_seed:
             machine.replaces = machine.endpoint
