@@ -127,7 +127,7 @@ PLANTED = (
         "a node outruns a greater generation of itself",
         GossipEngine, "_outrun",
         (("if seen <= max(self.generation, self._generation_wanted - 1):", "if True:"),),
-        0, "unequal_digests",
+        0, "core_unknown",
         pair="restart_clock_behind-partition",
     ),
     Planted(

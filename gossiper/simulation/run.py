@@ -17,8 +17,6 @@ from gossiper.simulation.violation import InvariantViolation, Violation
 
 #: How often agreement is looked for while the core converges.
 _LOOK_SECONDS: Final = 1.0
-#: Disagreements that news can bring about at any time; they have to go away again.
-_NEWS: Final = frozenset({"unequal_digests", "unequal_values"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +90,14 @@ class Run:
     def _converge(self, core: list[Machine]) -> None:
         """Look at the core once per round until it agrees and goes on agreeing.
 
-        A conviction in the first rounds may still rest on silence that began before the faults ended, and whoever is
-        half cut off may still tell something new later: so agreement is a streak, and may be broken by news.
+        In time, everybody knows what the owners had said when the last of them had joined. Then everything has to be
+        equal for a while; values that expire, and whoever is half cut off and tells something late, may delay that.
         """
         cluster = self.cluster
         agree_max = convergence.AGREE_ROUNDS_MAX + max(0, (len(cluster.machines) // 100).bit_length() - 1)
         last_max = convergence.JOIN_ROUNDS_MAX + agree_max + convergence.SILENT_ROUNDS_MAX
         joined_at = streak = 0
+        wanted = convergence.marks(core)
         found: convergence.Disagreement | None = None
         silent: convergence.Disagreement | None = None
         for number in range(1, last_max + 1):
@@ -111,17 +110,24 @@ class Run:
                 return
             if found is not None and found.invariant == "core_not_running":
                 joined_at = self.join_rounds = number
-            rounds = number - joined_at
-            if found is None or not found.about_core:
-                self.agree_rounds = self.agree_rounds or rounds
-            elif found.invariant in _NEWS and self.agree_rounds:
-                continue  # a value expired, or somebody who is half cut off had something to tell
-            elif rounds < agree_max and (rounds or number < convergence.JOIN_ROUNDS_MAX):
+                wanted = {}
                 self.agree_rounds = None
-            elif self.agree_rounds is None or found.invariant == "false_conviction":
-                raise InvariantViolation(found.invariant, f"{found.detail}, {number} rounds after the last fault")
+                if number >= convergence.JOIN_ROUNDS_MAX:
+                    raise InvariantViolation(found.invariant, f"{found.detail}, {number} rounds after the last fault")
+                continue
+            wanted = wanted or convergence.marks(core)
+            self._note_agreement(convergence.behind(core, wanted), number - joined_at, agree_max)
         detail = f"after {last_max} rounds without faults the core still changes: {found or silent}"
         raise InvariantViolation("never_at_rest", detail)
+
+    def _note_agreement(self, behind: convergence.Disagreement | None, rounds: int, rounds_max: int) -> None:
+        if behind is None:
+            self.agree_rounds = self.agree_rounds or rounds
+        elif rounds < rounds_max:
+            # A conviction in the first rounds may still rest on silence that began before the faults ended.
+            self.agree_rounds = None
+        elif self.agree_rounds is None or behind.invariant == "false_conviction":
+            raise InvariantViolation(behind.invariant, f"{behind.detail}, {rounds} rounds after the core had joined")
 
     def _note_silence(self, silent: convergence.Disagreement | None, number: int) -> None:
         if silent is None:
