@@ -127,10 +127,10 @@ def _mark(symbols: Symbols, late: Int64Column, down: Mask, gone: Mask | None) ->
 
 
 def describe_states(
-    state: ClusterState, roster: Roster, buckets: int, wanted: int, attempt: int
+    state: ClusterState, exchange: Exchange, buckets: int, wanted: int
 ) -> tuple[CompactDigests, Exchange]:
-    """Only the states_versions of the buckets in ``wanted``, all of them."""
-    table = state.table
+    """Only the states_versions of the buckets in ``wanted``, all of them, as a further SYN of the same exchange."""
+    table, roster = state.table, exchange.roster
     index = roster.mask(buckets, wanted).nonzero()[0]
     compact = CompactDigests(
         cut_ms=roster.cut_ms,
@@ -148,7 +148,8 @@ def describe_states(
         states_buckets=wanted,
     )
     own_version = int(table.states_version[state.local_row])
-    return compact, Exchange(roster, table.incarnations, _NOTHING, _NO_SYMBOLS, own_version, attempt)
+    again = Exchange(roster, table.incarnations, _NOTHING, _NO_SYMBOLS, own_version, exchange.attempt + 1)
+    return compact, again
 
 
 def examine_compact(state: ClusterState, compact: CompactDigests, as_of_ms: int) -> CompactExamination:
@@ -237,7 +238,7 @@ def _compare_states(
     found = _compare_listed(table, roster, known, compact, compact.recent_offsets + floors[listed])
     mine, recent = _before_floors(table, roster, known, compact, floors)
     if _hash(mine, as_of_ms) != compact.states_hash:
-        return found, hashes_between(mine, roster.bounds(bucket_count(len(roster))), as_of_ms)
+        return found, hashes_between(mine, roster.bounds(compact.buckets or bucket_count(len(roster))), as_of_ms)
     if len(recent):
         # What is recent here and not listed: the sender knows what was known here before.
         if known.gone is not None:

@@ -151,21 +151,20 @@ class DigestExchange:
             self._take_plain_heartbeats(ack, now)
         self._shown_to_know(syn, ack)
         wanted = requested_states(state, ack.requests) if len(ack.requests) else []
-        effects: list[Effect] = []
+        again: list[Effect] = []
         form = "plain"
         if exchange is not None and ack.compact is not None:
             told = conclude(state, exchange, ack.compact)
             state.take_heartbeats(told.take_rows, told.take_heartbeats, now, sender)
             wanted = told.send_states + wanted
-            form, effects = self._again(peer, syn, exchange, ack.compact, now)
+            form, again = self._again(peer, syn, exchange, ack.compact, now)
         states, deferred = endpoint_states(state, wanted)
-        if states:
-            effects.append(Send(peer, GossipDigestAck2(self._sender(), states)))
+        effects: list[Effect] = [Send(peer, GossipDigestAck2(self._sender(), states))] if states else []
         if deferred:
             effects.append(Count("gossiper_states_deferred_total", "", deferred))
         if exchange is None or exchange.attempt == 1:
             effects.append(Count("gossiper_exchanges_total", form))
-        return effects
+        return effects + again
 
     def _again(
         self, peer: str, syn: GossipDigestSyn, exchange: Exchange, answer: CompactAnswer, now: Now
@@ -177,14 +176,14 @@ class DigestExchange:
         if not answer.states_buckets or exchange.attempt >= ATTEMPTS_MAX or compact is None:
             return "compact", []
         buckets, as_of_ms = len(answer.states_buckets), round(now.wall * 1000)
-        if compact.plain_buckets or self._state.table.incarnations != exchange.incarnations:
-            # Indices of a partial roster have no name of their own, and those of a past one have lost their meaning.
-            return "states_buckets", [Send(peer, self._plain_syn(as_of_ms))]
+        if self._state.table.incarnations != exchange.incarnations:
+            return "states_buckets", [Send(peer, self._plain_syn(as_of_ms))]  # indices have lost their meaning
         mine = states_hashes(self._state, exchange, compact, syn.as_of_ms, buckets)
         wanted = _unequal(mine, answer.states_buckets)
         if not wanted:
             return "compact", []  # what the ACK brought has settled it
-        listed, kept = describe_states(self._state, exchange.roster, buckets, wanted, exchange.attempt + 1)
+        listed, kept = describe_states(self._state, exchange, buckets, wanted)
+        listed = replace(listed, plain_buckets=compact.plain_buckets)
         again = GossipDigestSyn(self._sender(), as_of_ms, DigestColumns.empty(), listed, kept)
         return "states_buckets", [Send(peer, again)]
 
@@ -197,7 +196,7 @@ class DigestExchange:
             return self._plain_syn(as_of_ms)
         unequal = _unequal(roster.bucket_digests(len(theirs)), theirs)
         kept = roster.without(roster.mask(len(theirs), unequal))
-        if not unequal or not len(kept):
+        if not unequal or 2 * len(kept) < len(roster):
             return self._plain_syn(as_of_ms)
         compact, again = describe(self._state, kept, as_of_ms, exchange.attempt + 1)
         compact = replace(compact, buckets=len(theirs), plain_buckets=unequal)

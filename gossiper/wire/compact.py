@@ -93,8 +93,8 @@ def digests_in(wire: gossip_pb2.CompactDigests, as_of_ms: int) -> CompactDigests
     buckets, plain, states = 0, wire.plain_buckets, wire.states_buckets
     if plain or states:
         buckets = 8 * len(plain or states)
-        if plain and states:
-            _refuse("buckets for two purposes")
+        if plain and states and len(plain) != len(states):
+            _refuse("two different numbers of buckets")
         if buckets & buckets - 1 or not BUCKETS_MIN <= buckets <= BUCKETS_MAX:
             _refuse(f"{buckets} buckets")
     if bool(states) == bool(len(symbols)):
