@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
+import numpy as np
+
 from gossiper.core.application_states import ApplicationState
 from gossiper.core.digest import endpoint_state, endpoint_states, examine, heartbeat_digests, requested_states
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
@@ -166,13 +168,14 @@ class GossipEngine:
         """
         self.state.now = now
         effects = self._decide(event, now)
-        told_by = event.request.sender.endpoint if isinstance(event, RequestReceived) else ""
         effects += self._claims(now)
         changes = self.state.take_events()
-        if not self.stopped and not isinstance(event, LeaveRequested):
-            effects += self._push(changes, told_by, now)
-        # Subscribers first: carrying out a Send may bring about the next event.
-        effects = [*(Notify(change) for change in changes), *effects]
+        if changes:
+            told_by = event.request.sender.endpoint if isinstance(event, RequestReceived) else ""
+            if not self.stopped and not isinstance(event, LeaveRequested):
+                effects += self._push(changes, told_by, now)
+            # Subscribers first: carrying out a Send may bring about the next event.
+            effects = [*(Notify(change) for change in changes), *effects]
         if self.state.refused:
             effects += [Count("gossiper_refused_entries_total", reason, n) for reason, n in self.state.refused.items()]
             self.state.refused = Counter()
@@ -271,7 +274,8 @@ class GossipEngine:
     def _echos(self, now: Now) -> list[Effect]:
         """ECHOs to those that gave a sign of life and are not alive."""
         table = self.state.table
-        if not table.echo_wanted.any():
+        # After almost every event nobody waits for an ECHO.
+        if not np.count_nonzero(table.echo_wanted):
             return []
         overdue = (table.echo_generation > 0) & (now.monotonic - table.echo_sent > self.config.echo_retry_seconds)
         table.echo_generation[overdue] = 0
@@ -280,7 +284,7 @@ class GossipEngine:
             order = table.echo_sent[candidates].argsort(kind="stable")
             candidates = candidates[order[:ECHOS_PER_ROUND_MAX]]
         effects: list[Effect] = []
-        for row in map(int, candidates):
+        for row in candidates.tolist():
             self.state.echo_sent(row, now)
             effects.append(Send(table.endpoint(row), EchoRequest(self._sender(), int(table.generation[row]))))
         return effects

@@ -55,12 +55,15 @@ class ArrivalWindows:
         self._reserve(int(rows.max()) + 1)
         now_us = round(now * _MICROSECONDS)
         last = self._last_us[rows]
+        self._last_us[rows] = now_us
         first = last == _NEVER
-        interval = np.where(first, self._first_us, now_us - last)
+        interval = now_us - last
+        interval[first] = self._first_us
         # A clock that stands still gives 0; the gap after an outage says nothing about the rhythm.
         recorded = first | ((interval >= 0) & (interval <= self._max_us))
-        self._record(rows[recorded], interval[recorded])
-        self._last_us[rows] = now_us
+        if np.count_nonzero(recorded) < len(rows):
+            rows, interval = rows[recorded], interval[recorded]
+        self._record(rows, interval)
 
     def reset(self, rows: Rows) -> None:
         """Forget the history of ``rows``: a new generation has its own rhythm."""
@@ -68,6 +71,7 @@ class ArrivalWindows:
         self._count[rows] = 0
         self._next[rows] = 0
         self._sum_us[rows] = 0
+        self._samples[rows] = 0
         self._last_us[rows] = _NEVER
 
     def means_seconds(self, rows: Rows) -> NDArray[np.float64]:
@@ -89,21 +93,35 @@ class ArrivalWindows:
         last = self._last_us[rows]
         return np.where(last == _NEVER, np.nan, np.maximum(0.0, now - last / _MICROSECONDS))
 
+    def silent_beyond(self, rows: Rows, now: float, means: float) -> Rows:
+        """Those of ``rows`` that are silent for more than ``means`` times their mean interval.
+
+        It is asked of everybody in every round, so nothing is divided and nothing can be NaN: where nothing was
+        reported, 0 is compared with 0.
+        """
+        self._reserve_for(rows)
+        silence_us = now * _MICROSECONDS - self._last_us[rows]
+        silent: Rows = rows[silence_us * self._count[rows] > means * self._sum_us[rows]]
+        return silent
+
     def _record(self, rows: Rows, interval_us: NDArray[np.int64]) -> None:
         width = self._samples.shape[1]
-        if width < self._size and bool((self._count[rows] == width).any()):
+        count = self._count[rows]
+        full = count == width
+        if width < self._size and np.count_nonzero(full):
             # Rings shorter than the window have not wrapped yet, so the old samples keep their places.
             wider = np.zeros((len(self._samples), min(2 * width, self._size)), dtype=np.uint32)
             wider[:, :width] = self._samples
             self._samples = wider
             self._next = np.where(self._count == width, width, self._next)
             width = wider.shape[1]
+            full = count == width
         place = self._next[rows]
-        full = self._count[rows] == width
-        self._sum_us[rows] += interval_us - np.where(full, self._samples[rows, place], 0)
+        # A ring that is not full has zeros in the places that come next: the sum needs no distinction.
+        self._sum_us[rows] += interval_us - self._samples[rows, place]
         self._samples[rows, place] = interval_us
         self._next[rows] = (place + 1) % width
-        self._count[rows] += ~full
+        self._count[rows] = count + ~full
 
     def _reserve_for(self, rows: Rows) -> None:
         if len(rows):
@@ -184,8 +202,7 @@ class PhiAccrualFailureDetector:
             return Verdict(nobody, gap)
         if now < self._silent_until:
             return Verdict(nobody, 0.0)
-        with np.errstate(invalid="ignore"):
-            return Verdict(rows[self.phi(rows, now) > self.threshold], 0.0)
+        return Verdict(self.windows.silent_beyond(rows, now, self.threshold / PHI_FACTOR), 0.0)
 
     def local_pause_remaining_seconds(self, now: float) -> float:
         """How much longer nobody is convicted after a pause of this process."""

@@ -37,6 +37,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from gossiper.core.admission import apply_order, implausible, is_expired
 from gossiper.core.application_states import ApplicationState
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
 from gossiper.core.lifecycle import (
@@ -69,18 +70,14 @@ from gossiper.events import (
 )
 from gossiper.limits import ENDPOINTS_MAX, GENERATION_AHEAD_SECONDS_MAX
 
-_LIVENESS = {
-    LivenessCode.UNKNOWN: Liveness.UNKNOWN,
-    LivenessCode.ALIVE: Liveness.ALIVE,
-    LivenessCode.DOWN: Liveness.DOWN,
-    LivenessCode.SUSPECT: Liveness.SUSPECT,
-}
+_LIVENESS = {int(code): Liveness[code.name] for code in LivenessCode}
+#: As plain numbers: comparing a column with a member of an enum takes numpy five times as long.
+_ALIVE, _DOWN = int(LivenessCode.ALIVE), int(LivenessCode.DOWN)
 #: A guest (no member, or a failed bootstrap) is forgotten after so many gossip intervals of silence, a joining one
 #: later; then refused for as long again (Cassandra: 30 s, 300 s and 60 s at one interval per second).
 GUEST_SILENCE_INTERVALS = 30
 JOINING_SILENCE_INTERVALS = 300
 QUARANTINE_INTERVALS = 60
-_JOINING = frozenset({Status.BOOT, Status.BOOT_REPLACE})
 
 
 class ClusterState:
@@ -181,31 +178,33 @@ class ClusterState:
         Nodes that are joining come last, then older generations first (CASSANDRA-17676, CASSANDRA-18292), so that
         listeners see owners before those who take over from them. Entries about the local endpoint are skipped.
         """
-        return sum(self._apply_one(state, now, sender) for state in sorted(states, key=_apply_order))
+        return sum(self._apply_one(state, now, sender) for state in sorted(states, key=apply_order))
 
     def take_heartbeats(self, rows: Rows, heartbeats: NDArray[np.int64], now: Now, sender: str) -> None:
         """Advance heartbeats of known endpoints in their current generations; older and equal ones change nothing."""
         table = self.table
         newer = (heartbeats > table.heartbeat[rows]) & (rows != self.local_row) & ~table.stopped[rows]
         rows, heartbeats = rows[newer], heartbeats[newer]
+        if not len(rows):
+            return
         possible = heartbeats <= self.heartbeat_limits(rows, now)
-        if not possible.all():
+        if np.count_nonzero(possible) < len(rows):
             self.refused["invalid_heartbeat"] += int((~possible).sum())
             rows, heartbeats = rows[possible], heartbeats[possible]
         self._alive_signs(rows, heartbeats, now, self._path(sender))
 
-    def heartbeat_limits(self, rows: Rows, now: Now) -> NDArray[np.int64]:
-        """The greatest heartbeat each row can have reached, with a day of doubt about everybody's clocks."""
+    def heartbeat_limits(self, rows: Rows, now: Now) -> NDArray[np.float64]:
+        """No heartbeat can be greater than this, per row, with a day of doubt about everybody's clocks."""
         table = self.table
-        age_ms = (now.wall - table.generation[rows] + GENERATION_AHEAD_SECONDS_MAX) * 1000.0
-        limits: NDArray[np.int64] = (age_ms / np.maximum(table.interval_ms[rows], 1)).astype(np.int64)
+        age_seconds = (now.wall + GENERATION_AHEAD_SECONDS_MAX) - table.generation[rows]
+        limits: NDArray[np.float64] = age_seconds * 1000.0 / np.maximum(table.interval_ms[rows], 1)
         return limits
 
     def _apply_one(self, state: EndpointState, now: Now, sender: str) -> bool:
         reason = implausible(state, now)
         if reason is None and self.quarantine.refuses(state.endpoint, state.generation, now.monotonic):
             reason = "quarantined"
-        if reason is None and _expired(state, now):
+        if reason is None and is_expired(state, now):
             reason = "expired"
         if reason is not None:
             self.refused[reason] += 1
@@ -320,6 +319,8 @@ class ClusterState:
 
     def _tell_gone(self, row: int, old: EndpointView | None) -> None:
         """EndpointLeft or EndpointRemoved, when ``old`` was not gone yet."""
+        if self.table.expire_ms[row] == NO_EXPIRY:
+            return
         new = self.view(row)
         if new.status not in GONE_STATUSES or (old is not None and old.status in GONE_STATUSES):
             return
@@ -375,7 +376,7 @@ class ClusterState:
         if victim_row is None or new_row is None or victim_row == self.local_row:
             return
         # Of its own victim this node made sure in its shadow round.
-        is_dead = self.table.liveness[victim_row] == LivenessCode.DOWN or new_row == self.local_row
+        is_dead = self.table.liveness[victim_row] == _DOWN or new_row == self.local_row
         if is_dead and generation.isdigit() and int(self.table.generation[victim_row]) <= int(generation):
             self._replace(victim_row, new_row)
 
@@ -416,35 +417,42 @@ class ClusterState:
         """Forget who is gone and past the expiry, guests that fell silent, and tell of values that expired."""
         table = self.table
         wall_ms = round(now.wall * 1000)
-        due = np.flatnonzero(table.used & (table.expire_ms <= wall_ms))
-        for row in map(int, due[due != self.local_row]):
-            self._forget(row, "expired", FOR_EVER)
-        silence = now.monotonic - np.maximum(table.evidence_arrival, table.known_since)
-        interval = np.maximum(table.interval_ms[self.local_row], table.interval_ms) / 1000
-        saved = table.generation == 0
+        # Looked at in every round, and hardly ever is anything due: one look at the earliest time first.
+        if table.expire_ms.min() <= wall_ms:
+            due = (table.used & (table.expire_ms <= wall_ms)).nonzero()[0]
+            for row in due[due != self.local_row].tolist():
+                self._forget(row, "expired", FOR_EVER)
+        down = (table.used & (table.liveness == _DOWN)).nonzero()[0]
+        if len(down):
+            self._forget_silent(down, now)
+        if table.value_expiry_ms.min() <= wall_ms:
+            for row in (table.value_expiry_ms <= wall_ms).nonzero()[0].tolist():
+                self._tell_expired(row, wall_ms)
+        if len(self.quarantine):
+            self.quarantine.drop_past(now.monotonic)
+
+    def _forget_silent(self, down: Rows, now: Now) -> None:
+        """Forget those that are no members, among the rows that are DOWN, after their time of silence."""
+        table = self.table
+        saved = table.generation[down] == 0
         # A delta of somebody unknown, whose whole state nobody had in all that time: a late message of a past that
         # others remember as over. It must not live on among those who have forgotten it.
-        fragment = (table.states_version == 0) & ~saved
-        patience = np.where(
-            saved,
-            GONE_EXPIRE_SECONDS,
-            np.where(self._joining(), JOINING_SILENCE_INTERVALS, GUEST_SILENCE_INTERVALS) * interval,
-        )
-        fleeting = table.guest | saved | fragment
-        silent = table.used & (table.liveness == LivenessCode.DOWN) & fleeting & (silence > patience)
-        for row in map(int, np.flatnonzero(silent)):
-            quarantine_seconds = QUARANTINE_INTERVALS * float(interval[row])
-            self._forget(row, "silent", now.monotonic + quarantine_seconds)
-        for row in map(int, np.flatnonzero(table.value_expiry_ms <= wall_ms)):
-            self._tell_expired(row, wall_ms)
-        self.quarantine.drop_past(now.monotonic)
+        fragment = (table.states_version[down] == 0) & ~saved
+        fleeting = table.guest[down] | saved | fragment
+        down, saved = down[fleeting], saved[fleeting]
+        if not len(down):
+            return
+        silence = now.monotonic - np.maximum(table.evidence_arrival[down], table.known_since[down])
+        interval = np.maximum(table.interval_ms[self.local_row], table.interval_ms[down]) / 1000
+        intervals = np.where(self._joining(down), JOINING_SILENCE_INTERVALS, GUEST_SILENCE_INTERVALS)
+        patience = np.where(saved, GONE_EXPIRE_SECONDS, intervals * interval)
+        for i in (silence > patience).nonzero()[0].tolist():
+            self._forget(int(down[i]), "silent", now.monotonic + QUARANTINE_INTERVALS * float(interval[i]))
 
-    def _joining(self) -> NDArray[np.bool_]:
-        """Guests that said they are joining; only those are looked at one by one."""
-        joining = np.zeros(self.table.capacity, dtype=np.bool_)
-        for row in np.flatnonzero(self.table.guest):
-            joining[row] = ApplicationState.STATUS in self.table.states[row]
-        return joining
+    def _joining(self, rows: Rows) -> list[bool]:
+        """Which of them are guests that said they are joining."""
+        table = self.table
+        return [bool(table.guest[row]) and ApplicationState.STATUS in table.states[row] for row in rows.tolist()]
 
     def _forget(self, row: int, reason: str, until: float) -> None:
         old = self.view(row)
@@ -476,21 +484,23 @@ class ClusterState:
         table = self.table
         table.heartbeat[rows] = heartbeats
         self.detector.report(rows, now.monotonic)
-        direct = rows == path
         table.evidence_arrival[rows] = now.monotonic
         table.evidence_tick[rows] = heartbeats
-        table.evidence_direct[rows] = direct
-        table.evidence_path[rows] = np.where(direct, NO_PATH, path)
-        table.direct_arrival[rows[direct]] = now.monotonic
-        table.echo_wanted[rows] = (table.liveness[rows] != LivenessCode.ALIVE) & ~table.dead_status[rows]
+        table.evidence_direct[rows] = False
+        table.evidence_path[rows] = path
+        if len((rows == path).nonzero()[0]):
+            table.evidence_direct[path] = True
+            table.evidence_path[path] = NO_PATH
+            table.direct_arrival[path] = now.monotonic
+        table.echo_wanted[rows] = (table.liveness[rows] != _ALIVE) & ~table.dead_status[rows]
 
     def echo_candidates(self) -> Rows:
         """Rows that gave evidence of life while not alive, and have no ECHO under way."""
         table = self.table
-        rows: Rows = np.flatnonzero(
-            table.echo_wanted & (table.echo_generation == 0) & ~table.stopped & ~table.dead_status
-        )
-        return rows
+        rows: Rows = table.echo_wanted.nonzero()[0]
+        asked = (table.echo_generation[rows] > 0) | table.stopped[rows] | table.dead_status[rows]
+        candidates: Rows = rows[~asked]
+        return candidates
 
     def echo_sent(self, row: int, now: Now) -> None:
         """An ECHO for the row's current generation is under way."""
@@ -512,7 +522,7 @@ class ClusterState:
             self._alive_signs(_one(row), np.array([heartbeat], dtype=np.int64), now, row)
         table.direct_arrival[row] = now.monotonic
         table.echo_wanted[row] = False
-        if table.liveness[row] == LivenessCode.ALIVE:
+        if table.liveness[row] == _ALIVE:
             return
         old = self.view(row)
         table.liveness[row] = LivenessCode.ALIVE
@@ -531,10 +541,11 @@ class ClusterState:
     def convict_silent(self, now: Now) -> float:
         """Mark those dead whose phi is above the threshold; return how long this process stood still, if it did."""
         table = self.table
-        watched = np.flatnonzero(table.used & (table.liveness != LivenessCode.DOWN))
-        verdict = self.detector.interpret(watched[watched != self.local_row], now.monotonic)
-        for row in verdict.convicted:
-            self.mark_dead(int(row), "convicted")
+        watched = table.used & (table.liveness != _DOWN)
+        watched[self.local_row] = False
+        verdict = self.detector.interpret(watched.nonzero()[0], now.monotonic)
+        for row in verdict.convicted.tolist():
+            self.mark_dead(row, "convicted")
         return verdict.paused_seconds
 
     # -- views -------------------------------------------------------------------------------------------------------
@@ -554,21 +565,22 @@ class ClusterState:
             heartbeat=int(table.heartbeat[row]),
             states_version=int(table.states_version[row]),
             interval_ms=int(table.interval_ms[row]),
-            liveness=_LIVENESS[LivenessCode(int(table.liveness[row]))],
+            liveness=_LIVENESS[int(table.liveness[row])],
             states=MappingProxyType(states),
         )
 
     def live_rows(self) -> Rows:
         """Live endpoints, without the local one."""
         table = self.table
-        rows: Rows = np.flatnonzero(table.used & (table.liveness == LivenessCode.ALIVE))
-        others: Rows = rows[rows != self.local_row]
-        return others
+        live = table.used & (table.liveness == _ALIVE)
+        live[self.local_row] = False
+        rows: Rows = live.nonzero()[0]
+        return rows
 
     def unreachable_rows(self) -> Rows:
         """Endpoints that are not alive and may come back: all but those in a dead state."""
         table = self.table
-        rows: Rows = np.flatnonzero(table.used & (table.liveness != LivenessCode.ALIVE) & ~table.dead_status)
+        rows: Rows = (table.used & (table.liveness != _ALIVE) & ~table.dead_status).nonzero()[0]
         return rows
 
     # -- helpers -----------------------------------------------------------------------------------------------------
@@ -601,27 +613,6 @@ class ClusterState:
     def _path(self, sender: str) -> int:
         row = self.table.row(sender)
         return NO_PATH if row is None else row
-
-
-def implausible(state: EndpointState, now: Now) -> str | None:
-    """Why a state cannot be true by the local wall clock, or None. Said of known and unknown endpoints alike."""
-    ahead = state.generation - now.wall
-    if ahead > GENERATION_AHEAD_SECONDS_MAX:
-        return "invalid_generation"
-    if state.heartbeat * state.interval_ms / 1000 > GENERATION_AHEAD_SECONDS_MAX - ahead:
-        return "invalid_heartbeat"
-    return None
-
-
-def _expired(state: EndpointState, now: Now) -> bool:
-    """Whether it is of somebody gone for good whose time to be remembered is over."""
-    status = next((value.value for key, value in state.values if key == ApplicationState.STATUS), "")
-    return status_of(status) in GONE_STATUSES and expire_ms_of(status, now.wall) <= now.wall * 1000
-
-
-def _apply_order(state: EndpointState) -> tuple[bool, int, str]:
-    joining = any(key == ApplicationState.STATUS and status_of(v.value) in _JOINING for key, v in state.values)
-    return joining, state.generation, state.endpoint
 
 
 def _ordered(keys: Iterable[str]) -> tuple[str, ...]:
