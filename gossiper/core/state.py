@@ -153,6 +153,8 @@ class ClusterState:
     def collect_tombstones(self, up_to_version: int) -> None:
         """Drop tombstones of the local endpoint up to a version; whoever knows less then gets the whole state."""
         table, row = self.table, self.local_row
+        if not table.hides_values[row]:
+            return
         old = [key for key, value in table.states[row].items() if value.deleted and value.version <= up_to_version]
         if old:
             table.gc_version[row] = max(table.states[row][key].version for key in old)
@@ -471,6 +473,8 @@ class ClusterState:
 
     def expired_local_keys(self, now: Now) -> list[str]:
         """Keys of the local endpoint whose values are past their expiry and not yet deleted."""
+        if not self.table.hides_values[self.local_row]:
+            return []
         wall_ms = round(now.wall * 1000)
         states = self.table.states[self.local_row]
         return sorted(key for key, value in states.items() if 0 < value.expires_at_ms <= wall_ms)

@@ -367,14 +367,14 @@ class Observer:
         """Newer heartbeats arrived: the rhythm of arrivals, as the detector should know it."""
         gap = now.monotonic - self.last_seconds[rows]
         self.last_seconds[rows] = now.monotonic
-        if gap.max() <= self._interval_max:
-            self.interval_sum[rows] += gap
-            self.interval_count[rows] += 1
-            return
-        first = np.isinf(gap)
-        recorded = first | (gap <= self._interval_max)
-        self.interval_sum[rows] += np.where(first, self._first_interval, np.where(recorded, gap, 0.0))
-        self.interval_count[rows] += recorded
+        recorded = gap <= self._interval_max
+        if np.count_nonzero(recorded) < len(rows):
+            first = rows[np.isinf(gap)]
+            self.interval_sum[first] += self._first_interval
+            self.interval_count[first] += 1
+            rows, gap = rows[recorded], gap[recorded]
+        self.interval_sum[rows] += gap
+        self.interval_count[rows] += 1
 
     # -- values ------------------------------------------------------------------------------------------------------
 
