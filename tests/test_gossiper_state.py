@@ -13,12 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossiper.core.admission import implausible
 from gossiper.core.digest import endpoint_state
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
 from gossiper.core.lifecycle import left_value
 from gossiper.core.messages import EndpointState, VersionedValue
-from gossiper.core.state import ClusterState
+from gossiper.core.state import ClusterState, implausible
 from gossiper.core.table import LivenessCode
 from gossiper.core.versions import Now, version_of
 from gossiper.events import (

@@ -37,7 +37,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from gossiper.core.admission import apply_order, implausible, is_expired
+from gossiper.core import evidence
 from gossiper.core.application_states import ApplicationState
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
 from gossiper.core.lifecycle import (
@@ -78,6 +78,7 @@ _ALIVE, _DOWN = int(LivenessCode.ALIVE), int(LivenessCode.DOWN)
 GUEST_SILENCE_INTERVALS = 30
 JOINING_SILENCE_INTERVALS = 300
 QUARANTINE_INTERVALS = 60
+_JOINING = frozenset({Status.BOOT, Status.BOOT_REPLACE})
 
 
 class ClusterState:
@@ -180,33 +181,26 @@ class ClusterState:
         Nodes that are joining come last, then older generations first (CASSANDRA-17676, CASSANDRA-18292), so that
         listeners see owners before those who take over from them. Entries about the local endpoint are skipped.
         """
-        return sum(self._apply_one(state, now, sender) for state in sorted(states, key=apply_order))
+        return sum(self._apply_one(state, now, sender) for state in sorted(states, key=_apply_order))
 
     def take_heartbeats(self, rows: Rows, heartbeats: NDArray[np.int64], now: Now, sender: str) -> None:
         """Advance heartbeats of known endpoints in their current generations; older and equal ones change nothing."""
         table = self.table
         newer = (heartbeats > table.heartbeat[rows]) & (rows != self.local_row) & ~table.stopped[rows]
-        rows, heartbeats = rows[newer], heartbeats[newer]
-        if not len(rows):
-            return
-        possible = heartbeats <= self.heartbeat_limits(rows, now)
-        if np.count_nonzero(possible) < len(rows):
-            self.refused["invalid_heartbeat"] += int((~possible).sum())
+        if np.count_nonzero(newer) < len(rows):
+            rows, heartbeats = rows[newer], heartbeats[newer]
+        possible = evidence.possible(table, rows, heartbeats, now)
+        impossible = len(rows) - int(np.count_nonzero(possible))
+        if impossible:
+            self.refused["invalid_heartbeat"] += impossible
             rows, heartbeats = rows[possible], heartbeats[possible]
-        self._alive_signs(rows, heartbeats, now, self._path(sender))
-
-    def heartbeat_limits(self, rows: Rows, now: Now) -> NDArray[np.float64]:
-        """No heartbeat can be greater than this, per row, with a day of doubt about everybody's clocks."""
-        table = self.table
-        age_seconds = (now.wall + GENERATION_AHEAD_SECONDS_MAX) - table.generation[rows]
-        limits: NDArray[np.float64] = age_seconds * 1000.0 / np.maximum(table.interval_ms[rows], 1)
-        return limits
+        evidence.of_many(table, self.detector, rows, heartbeats, now=now, path=self._path(sender))
 
     def _apply_one(self, state: EndpointState, now: Now, sender: str) -> bool:
         reason = implausible(state, now)
         if reason is None and self.quarantine.refuses(state.endpoint, state.generation, now.monotonic):
             reason = "quarantined"
-        if reason is None and is_expired(state, now):
+        if reason is None and _expired(state, now):
             reason = "expired"
         if reason is not None:
             self.refused[reason] += 1
@@ -274,13 +268,13 @@ class ClusterState:
 
     def _begin_liveness(self, row: int, now: Now, path: int) -> None:
         if not self.table.stopped[row]:
-            self._alive_signs(_one(row), self.table.heartbeat[_one(row)], now, path)
+            evidence.of_one(self.table, self.detector, row, int(self.table.heartbeat[row]), now=now, path=path)
 
     def _merge(self, row: int, state: EndpointState, now: Now, path: int) -> bool:
         """Newer heartbeat and newer values of the current generation."""
         table = self.table
         if state.heartbeat > int(table.heartbeat[row]) and not table.stopped[row]:
-            self._alive_signs(_one(row), np.array([state.heartbeat], dtype=np.int64), now, path)
+            evidence.of_one(table, self.detector, row, state.heartbeat, now=now, path=path)
         old_states = table.states[row]
         changed = {
             key: value
@@ -481,23 +475,6 @@ class ClusterState:
 
     # -- liveness ----------------------------------------------------------------------------------------------------
 
-    def _alive_signs(self, rows: Rows, heartbeats: NDArray[np.int64], now: Now, path: int) -> None:
-        """Newer heartbeats of ``rows`` arrived: evidence for the detector, and a wish for ECHO where not alive."""
-        if not len(rows):
-            return
-        table = self.table
-        table.heartbeat[rows] = heartbeats
-        self.detector.report(rows, now.monotonic)
-        table.evidence_arrival[rows] = now.monotonic
-        table.evidence_tick[rows] = heartbeats
-        table.evidence_direct[rows] = False
-        table.evidence_path[rows] = path
-        if len((rows == path).nonzero()[0]):
-            table.evidence_direct[path] = True
-            table.evidence_path[path] = NO_PATH
-            table.direct_arrival[path] = now.monotonic
-        table.echo_wanted[rows] = (table.liveness[rows] != _ALIVE) & ~table.dead_status[rows]
-
     def echo_candidates(self) -> Rows:
         """Rows that gave evidence of life while not alive, and have no ECHO under way."""
         table = self.table
@@ -522,8 +499,8 @@ class ClusterState:
         table.echo_generation[row] = 0
         if generation != int(table.generation[row]) or table.stopped[row] or table.dead_status[row]:
             return
-        if heartbeat > int(table.heartbeat[row]) and heartbeat <= int(self.heartbeat_limits(_one(row), now)[0]):
-            self._alive_signs(_one(row), np.array([heartbeat], dtype=np.int64), now, row)
+        if heartbeat > int(table.heartbeat[row]) and heartbeat <= evidence.limits(table, _one(row), now)[0]:
+            evidence.of_one(table, self.detector, row, heartbeat, now=now, path=row)
         table.direct_arrival[row] = now.monotonic
         table.echo_wanted[row] = False
         if table.liveness[row] == _ALIVE:
@@ -617,6 +594,27 @@ class ClusterState:
     def _path(self, sender: str) -> int:
         row = self.table.row(sender)
         return NO_PATH if row is None else row
+
+
+def implausible(state: EndpointState, now: Now) -> str | None:
+    """Why a state cannot be true by the local wall clock, or None. Said of known and unknown endpoints alike."""
+    ahead = state.generation - now.wall
+    if ahead > GENERATION_AHEAD_SECONDS_MAX:
+        return "invalid_generation"
+    if state.heartbeat * state.interval_ms / 1000 > GENERATION_AHEAD_SECONDS_MAX - ahead:
+        return "invalid_heartbeat"
+    return None
+
+
+def _expired(state: EndpointState, now: Now) -> bool:
+    """Whether it is of somebody gone for good whose time to be remembered is over."""
+    status = next((value.value for key, value in state.values if key == ApplicationState.STATUS), "")
+    return status_of(status) in GONE_STATUSES and expire_ms_of(status, now.wall) <= now.wall * 1000
+
+
+def _apply_order(state: EndpointState) -> tuple[bool, int, str]:
+    joining = any(key == ApplicationState.STATUS and status_of(v.value) in _JOINING for key, v in state.values)
+    return joining, state.generation, state.endpoint
 
 
 def _ordered(keys: Iterable[str]) -> tuple[str, ...]:
