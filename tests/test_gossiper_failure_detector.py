@@ -125,7 +125,7 @@ def test_columns_equal_one_window_at_a_time(size: int, steps: list[tuple[int, se
     for step_us, reporting in steps:
         now_us += step_us
         if len(reporting) == 1:
-            windows.report_one(*reporting, now_us / 1_000_000)
+            windows.report_one(min(reporting), now_us / 1_000_000)
         else:
             windows.report(np.array(sorted(reporting), dtype=np.intp), now_us / 1_000_000)
         for row in reporting:

@@ -32,6 +32,9 @@ class ApplicationState(StrEnum):
     HEALTH = "HEALTH"
 
 
+#: The word in CAPABILITIES of a node that speaks compact digests.
+COMPACT: Final = "compact"
+
 #: Only the gossiper itself writes these; the application may publish all others.
 MANAGED_KEYS: Final = frozenset(
     {

@@ -53,8 +53,11 @@ class Examination:
     refused_generations: int
 
 
-def examine(state: ClusterState, digests: DigestColumns, now: Now) -> Examination:
-    """Compare a peer's digests with the local state; pure, nothing is applied."""
+def examine(state: ClusterState, digests: DigestColumns, now: Now, volunteers: Rows | None = None) -> Examination:
+    """Compare a peer's digests with the local state; pure, nothing is applied.
+
+    Of ``volunteers`` (None: of everybody) the peer gets the whole state where its digests do not list them.
+    """
     table = state.table
     rows = table.index_of(digests.endpoints)
     known = rows >= 0
@@ -87,7 +90,11 @@ def examine(state: ClusterState, digests: DigestColumns, now: Now) -> Examinatio
         np.where(in_current, heartbeat[wanted], 0),
         np.where(in_current, states_version[wanted], 0),
     )
-    volunteered = table.used & (table.generation > 0)
+    if volunteers is None:
+        volunteered = table.used & (table.generation > 0)
+    else:
+        volunteered = np.zeros(table.capacity, dtype=np.bool_)
+        volunteered[volunteers] = True
     volunteered[rows[known]] = False
     send_states = [(int(rows[i]), int(digests.states_versions[i])) for i in np.flatnonzero(send_delta)]
     send_states += [(int(rows[i]), 0) for i in np.flatnonzero(smaller)]

@@ -15,8 +15,9 @@ from typing import Final
 
 import numpy as np
 
-from gossiper.core.application_states import ApplicationState
-from gossiper.core.digest import endpoint_state, endpoint_states, examine, heartbeat_digests, requested_states
+from gossiper.core.application_states import COMPACT, ApplicationState
+from gossiper.core.digest import endpoint_state
+from gossiper.core.exchange import DigestExchange
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
 from gossiper.core.io import (
     Answer,
@@ -45,7 +46,6 @@ from gossiper.core.io import (
 from gossiper.core.lifecycle import INITIAL_STATUSES, SILENT_STATUSES, Status, left_value, status_of
 from gossiper.core.local import LocalEndpoint, Publish
 from gossiper.core.messages import (
-    DigestColumns,
     EchoReply,
     EchoRequest,
     EndpointState,
@@ -69,7 +69,7 @@ from gossiper.limits import GENERATION_AHEAD_SECONDS_MAX
 #: Version of the protocol that this code speaks; it also understands the one before, once there is one.
 PROTOCOL_VERSION: Final = 1
 #: What this node can do, as the value of CAPABILITIES: a comma-separated list, so strangers get the plain form.
-CAPABILITIES: Final = "plain"
+CAPABILITIES: Final = f"plain,{COMPACT}"
 #: ECHOs begun in one round besides those that news causes at once; each is an RPC of about 1 ms CPU.
 ECHOS_PER_ROUND_MAX: Final = 32
 #: Live peers that a shutdown or a leave is announced to at once; gossip among them carries it on.
@@ -120,6 +120,11 @@ class GossipEngine:
         )
         self.state.now = now
         self.local = LocalEndpoint(self.state, config.interval_ms)
+        self._digests = DigestExchange(
+            self.state,
+            self._sender,
+            compact=COMPACT in (values.get(ApplicationState.CAPABILITIES) or "").split(","),
+        )
         self._rng = rng
         self._rumours = Rumours(config.push_fanout)
         self._set_seeds(config.seeds)
@@ -251,7 +256,7 @@ class GossipEngine:
             )
         self.state.forget_past(now)
         effects += self._echos(now)
-        effects += [Send(target, self._syn(now)) for target in self._targets()]
+        effects += [Send(target, self._digests.syn(target, now)) for target in self._targets()]
         effects.append(Count("gossiper_rounds_total"))
         return effects
 
@@ -267,9 +272,6 @@ class GossipEngine:
         seeds = [seed if (row := table.row(seed)) is None else row for seed in self._seeds]
         chosen = choose_targets(self._rng, peers, self.config.peer_policy, seeds=seeds)
         return [target if isinstance(target, str) else table.endpoint(target) for target in chosen]
-
-    def _syn(self, now: Now) -> GossipDigestSyn:
-        return GossipDigestSyn(self._sender(), round(now.wall * 1000), self.state.table.digests())
 
     def _echos(self, now: Now) -> list[Effect]:
         """ECHOs to those that gave a sign of life and are not alive."""
@@ -295,7 +297,9 @@ class GossipEngine:
         self._admit(request.sender)
         match request:
             case GossipDigestSyn():
-                return self._syn_received(request, now)
+                effects = self._digests.answer(request, now)
+                in_shadow = request.sender.generation == SHADOW_GENERATION
+                return effects if in_shadow else effects + self._echos(now)
             case GossipDigestAck2():
                 news = self.state.apply(request.states, now, request.sender.endpoint)
                 return [Answer(GossipDigestAck2Reply(news)), *self._echos(now)]
@@ -319,44 +323,6 @@ class GossipEngine:
                 f"{sender.endpoint} is this node's own endpoint: two nodes advertise it, or a seed is an alias of it",
             )
 
-    def _syn_received(self, syn: GossipDigestSyn, now: Now) -> list[Effect]:
-        found = examine(self.state, syn.digests, now)
-        in_shadow = syn.sender.generation == SHADOW_GENERATION
-        asker = self.state.table.row(syn.sender.endpoint)
-        # Whoever joins needs above all what is known of itself.
-        wanted = sorted(found.send_states, key=lambda pair: pair[0] != asker) if in_shadow else found.send_states
-        states, deferred = endpoint_states(self.state, wanted)
-        ack = GossipDigestAck(
-            self._sender(),
-            round(now.wall * 1000),
-            DigestColumns.empty() if in_shadow else found.requests,
-            heartbeat_digests(self.state, found.send_heartbeats),
-            states,
-            deferred,
-        )
-        effects: list[Effect] = [Answer(ack)]
-        if deferred:
-            effects.append(Count("gossiper_states_deferred_total", "", deferred))
-        if in_shadow:
-            return effects
-        self.state.take_heartbeats(found.take_rows, found.take_heartbeats, now, syn.sender.endpoint)
-        self.state.heard_of_local(syn.sender.endpoint, found.own_generation_seen, found.own_version_seen)
-        if found.refused_generations:
-            effects += self._refused_generations(found.refused_generations, len(syn.digests))
-        return effects + self._echos(now)
-
-    def _refused_generations(self, refused: int, of: int) -> list[Effect]:
-        effects: list[Effect] = [Count("gossiper_refused_entries_total", "invalid_generation", refused)]
-        # The peer lists itself and perhaps us; when everybody else is from the future, we are from the past.
-        if refused >= max(1, of - 1):
-            effects.append(
-                Warn(
-                    "own_clock",
-                    f"{refused} of {of} generations lie over a day ahead: is this node's clock behind?",
-                )
-            )
-        return effects
-
     # -- replies -----------------------------------------------------------------------------------------------------
 
     def _reply(self, event: ReplyReceived, now: Now) -> list[Effect]:
@@ -375,30 +341,8 @@ class GossipEngine:
     def _ack(self, event: ReplyReceived, ack: GossipDigestAck, now: Now) -> list[Effect]:
         if ack.sender.generation == SHADOW_GENERATION or not isinstance(event.request, GossipDigestSyn):
             return []
-        sender = ack.sender.endpoint
-        table = self.state.table
-        self.state.apply(ack.states, now, sender)
-        rows = table.index_of(ack.heartbeats.endpoints)
-        current = (rows >= 0) & (table.generation[rows] == ack.heartbeats.generations)
-        self.state.take_heartbeats(rows[current], ack.heartbeats.heartbeats[current], now, sender)
-        self._shown_to_know(event.request, ack)
-        effects = self._echos(now)
-        states, deferred = endpoint_states(self.state, requested_states(self.state, ack.requests))
-        if states:
-            effects.append(Send(event.peer, GossipDigestAck2(self._sender(), states)))
-        if deferred:
-            effects.append(Count("gossiper_states_deferred_total", "", deferred))
-        return effects
-
-    def _shown_to_know(self, syn: GossipDigestSyn, ack: GossipDigestAck) -> None:
-        """A peer that does not ask for what our SYN said of ourselves knows it."""
-        own = self.config.endpoint
-        if own in ack.requests.endpoints or own not in syn.digests.endpoints:
-            return
-        at = syn.digests.endpoints.index(own)
-        self.state.heard_of_local(
-            ack.sender.endpoint, int(syn.digests.generations[at]), int(syn.digests.states_versions[at])
-        )
+        effects = self._digests.conclude(event.peer, event.request, ack, now)
+        return self._echos(now) + effects
 
     def _told(self, event: ReplyReceived) -> None:
         """A peer took an ACK2: if that held our whole state, it knows it."""

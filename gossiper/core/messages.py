@@ -6,12 +6,17 @@ mean (``digest``, ``state``, ``engine``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from gossiper.core.roster import Exchange
+
 Int64Column = NDArray[np.int64]
+Symbols = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +109,57 @@ class EndpointState:
     reset: bool = False
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class CompactDigests:
+    """The columns of a compact SYN; fields as in ``proto/gossiper/v1/gossip.proto``, with decoded columns.
+
+    ``symbols`` has length ``count``, or 0 when no heartbeats are compared; ``escapes`` has one entry per symbol 0;
+    ``recent_index`` ascends strictly below ``count``; the two sets of buckets are bit masks.
+    """
+
+    cut_ms: int
+    count: int
+    roster_hash: bytes
+    base: int
+    symbols: Symbols
+    escapes: Int64Column
+    behind_hash: int
+    recent_ticks: int
+    recent_index: Int64Column
+    recent_offsets: Int64Column
+    states_hash: int
+    buckets: int = 0
+    """How many buckets the two masks below speak of."""
+    plain_buckets: int = 0
+    states_buckets: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompactAnswer:
+    """The columns of a compact ACK; ``symbols`` has the length of the SYN's roster, or 0 when nothing is newer."""
+
+    symbols: Symbols
+    escapes: Int64Column
+    request_index: Int64Column
+    request_versions: Int64Column
+    behind_heartbeats: Int64Column
+    roster_buckets: tuple[int, ...] = ()
+    states_buckets: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class GossipDigestSyn:
-    """First leg: everything the sender knows, as digests, at its wall-clock time ``as_of_ms``."""
+    """First leg: everything the sender knows, as digests, at its wall-clock time ``as_of_ms``.
+
+    With ``compact``, ``digests`` holds only what its roster does not. ``exchange`` is what the sender keeps of a
+    compact SYN until the ACK; it does not travel.
+    """
 
     sender: Sender
     as_of_ms: int
     digests: DigestColumns
+    compact: CompactDigests | None = None
+    exchange: Exchange | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +177,7 @@ class GossipDigestAck:
     states: tuple[EndpointState, ...]
     deferred: int = 0
     """How many more endpoints' states did not fit."""
+    compact: CompactAnswer | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossiper.core import evidence
-from gossiper.core.application_states import ApplicationState
+from gossiper.core.application_states import COMPACT, ApplicationState
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
 from gossiper.core.lifecycle import (
     DEAD_STATUSES,
@@ -120,10 +120,8 @@ class ClusterState:
         table, row = self.table, self.local_row
         if generation <= int(table.generation[row]):
             raise ValueError(f"generation {generation} does not follow {int(table.generation[row])}")
-        table.generation[row] = generation
-        table.interval_ms[row] = interval_ms
+        table.begin_incarnation(row, generation, interval_ms, generation * 1000)
         table.heartbeat[row] = 1
-        table.states_version[row] = 0
         table.gc_version[row] = 0
         table.states[row] = {}
         table.liveness[row] = LivenessCode.ALIVE
@@ -147,7 +145,7 @@ class ClusterState:
         for key, text in values.items():
             states[key] = VersionedValue(version, text or "", text is None, 0 if text is None else expires_at_ms)
         table.states[row] = states
-        table.states_version[row] = version
+        table.advance_states_version(row, version)
         self._read(row)
         self._events.append(StateChanged(self.endpoint, old, self.view(row), _ordered(values)))
 
@@ -251,10 +249,10 @@ class ClusterState:
     def _install(self, row: int, state: EndpointState, now: Now) -> None:
         """Replace everything known of a row by one generation's state, which may be partial."""
         table = self.table
-        table.generation[row] = state.generation
-        table.interval_ms[row] = state.interval_ms
+        table.begin_incarnation(row, state.generation, state.interval_ms, _began_ms(state, now))
         table.heartbeat[row] = state.heartbeat
-        table.states_version[row] = state.states_version if state.from_version == 0 else 0
+        if state.from_version == 0:
+            table.advance_states_version(row, state.states_version)
         table.gc_version[row] = state.gc_version
         table.states[row] = dict(state.values)
         table.echo_wanted[row] = False
@@ -291,8 +289,8 @@ class ClusterState:
         if changed or gone:
             kept = {key: value for key, value in old_states.items() if key not in gone}
             table.states[row] = {**kept, **changed}
-        if int(table.states_version[row]) >= state.from_version:
-            table.states_version[row] = max(int(table.states_version[row]), state.states_version)
+        if state.from_version <= int(table.states_version[row]) < state.states_version:
+            table.advance_states_version(row, state.states_version)
         table.gc_version[row] = max(int(table.gc_version[row]), state.gc_version)
         self._drop_collected(row)
         if old is None:
@@ -578,10 +576,12 @@ class ClusterState:
         if status not in GONE_STATUSES:
             table.expire_ms[row] = NO_EXPIRY
         elif table.expire_ms[row] == NO_EXPIRY:
-            table.expire_ms[row] = expire_ms_of(text, self.now.wall)
+            table.set_expiry(row, expire_ms_of(text, self.now.wall))
         for key, column in ((ApplicationState.DC, table.datacenter), (ApplicationState.RACK, table.rack)):
             name = table.states[row].get(key)
             column[row] = 0 if name is None else table.name_number(name.value)
+        capabilities = table.states[row].get(ApplicationState.CAPABILITIES)
+        table.speaks_compact[row] = capabilities is not None and COMPACT in capabilities.value.split(",")
         if ApplicationState.REPLACES in table.states[row]:
             self._replacers[table.endpoint(row)] = None
         hiding = [value for value in table.states[row].values() if value.deleted or value.expires_at_ms]
@@ -604,6 +604,15 @@ def implausible(state: EndpointState, now: Now) -> str | None:
     if state.heartbeat * state.interval_ms / 1000 > GENERATION_AHEAD_SECONDS_MAX - ahead:
         return "invalid_heartbeat"
     return None
+
+
+def _began_ms(state: EndpointState, now: Now) -> int:
+    """When a generation began to be told: a removal takes a number of the past, its STATUS says when it was made."""
+    values = dict(state.values)
+    if ApplicationState.REMOVED_BY in values and ApplicationState.STATUS in values:
+        expire_ms = expire_ms_of(values[ApplicationState.STATUS].value, now.wall)
+        return max(state.generation * 1000, expire_ms - GONE_EXPIRE_SECONDS * 1000)
+    return state.generation * 1000
 
 
 def _expired(state: EndpointState, now: Now) -> bool:

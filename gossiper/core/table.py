@@ -9,12 +9,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_128_digest
 
 from gossiper.core.messages import DigestColumns, VersionedValue
+
+if TYPE_CHECKING:
+    from gossiper.core.roster import Roster
 
 Rows = NDArray[np.intp]
 
@@ -27,6 +31,10 @@ NEVER: Final = -np.inf
 
 #: ``expire_ms`` and ``value_expiry_ms`` where nothing expires.
 NO_EXPIRY: Final = np.iinfo(np.int64).max
+
+
+#: Rosters leave out whoever will be forgotten so soon after the cut: nodes forget at slightly different times.
+ROSTER_EXPIRY_MS: Final = 300_000
 
 
 class LivenessCode(IntEnum):
@@ -64,6 +72,17 @@ _COLUMNS: Final[Mapping[str, tuple[type, float]]] = {
     "knows_local_version": (np.int64, 0),
     "datacenter": (np.int64, 0),
     "rack": (np.int64, 0),
+    "speaks_compact": (np.bool_, False),
+    "name_high": (np.int64, 0),
+    "name_low": (np.int64, 0),
+    "began_ms": (np.int64, 0),
+    "past_generation": (np.int64, 0),
+    "past_interval_ms": (np.int64, 0),
+    "past_began_ms": (np.int64, 0),
+    "past_version": (np.int64, 0),
+    "version_1": (np.int64, 0),
+    "version_2": (np.int64, 0),
+    "version_3": (np.int64, 0),
 }
 
 
@@ -117,6 +136,23 @@ class EndpointTable:
     datacenter: NDArray[np.int64]
     """DC as a number, the same for the same name; 0: not known. See ``name_number``."""
     rack: NDArray[np.int64]
+    speaks_compact: NDArray[np.bool_]
+    """CAPABILITIES names the compact form of digests."""
+    name_high: NDArray[np.int64]
+    """xxh3_128 of the endpoint, its bits as two int64: the order of rosters."""
+    name_low: NDArray[np.int64]
+    began_ms: NDArray[np.int64]
+    """When the present generation began to be told: its epoch second, or the time of an operator's removal."""
+    past_generation: NDArray[np.int64]
+    """The generation before the present one, as far as known; 0: none. Rosters of a past cut name it."""
+    past_interval_ms: NDArray[np.int64]
+    past_began_ms: NDArray[np.int64]
+    past_version: NDArray[np.int64]
+    """The states_version of that generation."""
+    version_1: NDArray[np.int64]
+    """The states_version before the present one; ``version_2`` before that: what was known at a past time."""
+    version_2: NDArray[np.int64]
+    version_3: NDArray[np.int64]
 
     def __init__(self) -> None:
         self._index: dict[str, int] = {}
@@ -127,6 +163,10 @@ class EndpointTable:
         self._numbers: dict[str, int] = {}
         self._order: Rows | None = None
         self._names: tuple[str, ...] = ()
+        self.rosters: dict[int, Roster] = {}
+        """Rosters by cut, as long as they hold; kept by ``roster.roster_at``."""
+        self.incarnations = 0
+        """Counts every change of who is known in which generation."""
         for name, (dtype, default) in _COLUMNS.items():
             setattr(self, name, np.full(ROWS_INITIAL, default, dtype=dtype))
 
@@ -201,8 +241,43 @@ class EndpointTable:
             self.states.append({})
         self._index[endpoint] = row
         self.used[row] = True
+        name = xxh3_128_digest(endpoint.encode())
+        self.name_high[row], self.name_low[row] = np.frombuffer(name, dtype=">i8")
         self._order = None
+        self.incarnations += 1
         return row
+
+    def begin_incarnation(self, row: int, generation: int, interval_ms: int, began_ms: int) -> None:
+        """A greater generation of a row, of which no application state is known yet."""
+        if self.generation[row]:
+            self.past_generation[row] = self.generation[row]
+            self.past_interval_ms[row] = self.interval_ms[row]
+            self.past_began_ms[row] = self.began_ms[row]
+            self.past_version[row] = self.states_version[row]
+        self.generation[row] = generation
+        self.interval_ms[row] = interval_ms
+        self.began_ms[row] = began_ms
+        self.states_version[row] = self.version_1[row] = self.version_2[row] = self.version_3[row] = 0
+        self._order = None
+        self._void_rosters(began_ms)
+
+    def advance_states_version(self, row: int, version: int) -> None:
+        """A greater states_version of a row; those before it are remembered for a while."""
+        self.version_3[row] = self.version_2[row]
+        self.version_2[row] = self.version_1[row]
+        self.version_1[row] = self.states_version[row]
+        self.states_version[row] = version
+
+    def set_expiry(self, row: int, expire_ms: int) -> None:
+        """When the row will be forgotten; rosters leave it out some time before."""
+        self.expire_ms[row] = expire_ms
+        self._void_rosters(expire_ms - ROSTER_EXPIRY_MS)
+
+    def _void_rosters(self, changed_ms: int) -> None:
+        """Rosters of a later cut do not hold any more."""
+        self.incarnations += 1
+        if self.rosters:
+            self.rosters = {cut_ms: roster for cut_ms, roster in self.rosters.items() if cut_ms <= changed_ms}
 
     def remove(self, endpoint: str) -> int:
         """Forget an endpoint; its row, now free, is returned so that others may clear theirs.
@@ -211,6 +286,7 @@ class EndpointTable:
             KeyError: the endpoint is not known.
         """
         row = self._index.pop(endpoint)
+        self._void_rosters(min(int(self.began_ms[row]), int(self.past_began_ms[row])))
         self._endpoints[row] = None
         self.states[row] = {}
         for name, (_, default) in _COLUMNS.items():

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18gossiper/v1/gossip.proto\x12\x0bgossiper.v1\"^\n\x06Sender\x12\x14\n\x0c\x63luster_name\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\"_\n\x0cGossipDigest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x11\n\theartbeat\x18\x03 \x01(\x04\x12\x16\n\x0estates_version\x18\x04 \x01(\x04\"z\n\x0fGossipDigestSyn\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.gossiper.v1.Sender\x12\x10\n\x08\x61s_of_ms\x18\x02 \x01(\x04\x12*\n\x07\x64igests\x18\x03 \x03(\x0b\x32\x19.gossiper.v1.GossipDigestJ\x04\x08\x10\x10 \"\xe8\x01\n\x0fGossipDigestAck\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.gossiper.v1.Sender\x12\x10\n\x08\x61s_of_ms\x18\x02 \x01(\x04\x12+\n\x08requests\x18\x03 \x03(\x0b\x32\x19.gossiper.v1.GossipDigest\x12-\n\nheartbeats\x18\x04 \x03(\x0b\x32\x19.gossiper.v1.GossipDigest\x12*\n\x06states\x18\x05 \x03(\x0b\x32\x1a.gossiper.v1.EndpointState\x12\x10\n\x08\x64\x65\x66\x65rred\x18\x06 \x01(\rJ\x04\x08\x10\x10 \"i\n\x10GossipDigestAck2\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.gossiper.v1.Sender\x12*\n\x06states\x18\x02 \x03(\x0b\x32\x1a.gossiper.v1.EndpointStateJ\x04\x08\x10\x10 \"%\n\x15GossipDigestAck2Reply\x12\x0c\n\x04news\x18\x01 \x01(\r\"\xd2\x01\n\rEndpointState\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x13\n\x0binterval_ms\x18\x03 \x01(\r\x12\x11\n\theartbeat\x18\x04 \x01(\x04\x12\x14\n\x0c\x66rom_version\x18\x05 \x01(\x04\x12\x16\n\x0estates_version\x18\x06 \x01(\x04\x12\x12\n\ngc_version\x18\x07 \x01(\x04\x12\r\n\x05reset\x18\x08 \x01(\x08\x12\"\n\x06values\x18\t \x03(\x0b\x32\x12.gossiper.v1.Value\"\\\n\x05Value\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05value\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x08\x12\x15\n\rexpires_at_ms\x18\x05 \x01(\x04\"F\n\x0b\x45\x63hoRequest\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.gossiper.v1.Sender\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"C\n\tEchoReply\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.gossiper.v1.Sender\x12\x11\n\theartbeat\x18\x02 \x01(\x04\x32\xdf\x01\n\rGossipService\x12\x46\n\x08\x45xchange\x12\x1c.gossiper.v1.GossipDigestSyn\x1a\x1c.gossiper.v1.GossipDigestAck\x12L\n\x07\x44\x65liver\x12\x1d.gossiper.v1.GossipDigestAck2\x1a\".gossiper.v1.GossipDigestAck2Reply\x12\x38\n\x04\x45\x63ho\x12\x18.gossiper.v1.EchoRequest\x1a\x16.gossiper.v1.EchoReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18gossiper/v1/gossip.proto\x12\x0bgossiper.v1\"^\n\x06Sender\x12\x14\n\x0c\x63luster_name\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x12\n\ngeneration\x18\x04 \x01(\x04\"_\n\x0cGossipDigest\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x11\n\theartbeat\x18\x03 \x01(\x04\x12\x16\n\x0estates_version\x18\x04 \x01(\x04\"\xa2\x01\n\x0fGossipDigestSyn\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.gossiper.v1.Sender\x12\x10\n\x08\x61s_of_ms\x18\x02 \x01(\x04\x12*\n\x07\x64igests\x18\x03 \x03(\x0b\x32\x19.gossiper.v1.GossipDigest\x12,\n\x07\x63ompact\x18\x04 \x01(\x0b\x32\x1b.gossiper.v1.CompactDigests\"\xb4\x02\n\x0e\x43ompactDigests\x12\x15\n\rcut_before_ms\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\x12\x13\n\x0broster_hash\x18\x03 \x01(\x0c\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\x12\x12\x10\n\x08\x61lphabet\x18\x05 \x01(\x0c\x12\x0c\n\x04rice\x18\x06 \x01(\r\x12\x0c\n\x04\x62its\x18\x07 \x01(\x0c\x12\x0f\n\x07\x65scapes\x18\x08 \x03(\x04\x12\x13\n\x0b\x62\x65hind_hash\x18\t \x01(\x06\x12\x14\n\x0crecent_ticks\x18\n \x01(\r\x12\x13\n\x0brecent_gaps\x18\x0b \x03(\r\x12\x16\n\x0erecent_offsets\x18\x0c \x03(\x04\x12\x13\n\x0bstates_hash\x18\r \x01(\x06\x12\x15\n\rplain_buckets\x18\x0e \x01(\x0c\x12\x16\n\x0estates_buckets\x18\x0f \x01(\x0c\"\x8f\x02\n\x0fGossipDigestAck\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.gossiper.v1.Sender\x12\x10\n\x08\x61s_of_ms\x18\x02 \x01(\x04\x12+\n\x08requests\x18\x03 \x03(\x0b\x32\x19.gossiper.v1.GossipDigest\x12-\n\nheartbeats\x18\x04 \x03(\x0b\x32\x19.gossiper.v1.GossipDigest\x12*\n\x06states\x18\x05 \x03(\x0b\x32\x1a.gossiper.v1.EndpointState\x12\x10\n\x08\x64\x65\x66\x65rred\x18\x06 \x01(\r\x12+\n\x07\x63ompact\x18\x07 \x01(\x0b\x32\x1a.gossiper.v1.CompactAnswer\"\xc9\x01\n\rCompactAnswer\x12\x10\n\x08\x61lphabet\x18\x01 \x01(\x0c\x12\x0c\n\x04rice\x18\x02 \x01(\r\x12\x0c\n\x04\x62its\x18\x03 \x01(\x0c\x12\x0f\n\x07\x65scapes\x18\x04 \x03(\x04\x12\x14\n\x0crequest_gaps\x18\x05 \x03(\r\x12\x18\n\x10request_versions\x18\x06 \x03(\x04\x12\x19\n\x11\x62\x65hind_heartbeats\x18\x07 \x03(\x04\x12\x16\n\x0eroster_buckets\x18\x08 \x03(\x06\x12\x16\n\x0estates_buckets\x18\t \x03(\x06\"c\n\x10GossipDigestAck2\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.gossiper.v1.Sender\x12*\n\x06states\x18\x02 \x03(\x0b\x32\x1a.gossiper.v1.EndpointState\"%\n\x15GossipDigestAck2Reply\x12\x0c\n\x04news\x18\x01 \x01(\r\"\xd2\x01\n\rEndpointState\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x13\n\x0binterval_ms\x18\x03 \x01(\r\x12\x11\n\theartbeat\x18\x04 \x01(\x04\x12\x14\n\x0c\x66rom_version\x18\x05 \x01(\x04\x12\x16\n\x0estates_version\x18\x06 \x01(\x04\x12\x12\n\ngc_version\x18\x07 \x01(\x04\x12\r\n\x05reset\x18\x08 \x01(\x08\x12\"\n\x06values\x18\t \x03(\x0b\x32\x12.gossiper.v1.Value\"\\\n\x05Value\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05value\x18\x03 \x01(\t\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x08\x12\x15\n\rexpires_at_ms\x18\x05 \x01(\x04\"F\n\x0b\x45\x63hoRequest\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.gossiper.v1.Sender\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"C\n\tEchoReply\x12#\n\x06sender\x18\x01 \x01(\x0b\x32\x13.gossiper.v1.Sender\x12\x11\n\theartbeat\x18\x02 \x01(\x04\x32\xdf\x01\n\rGossipService\x12\x46\n\x08\x45xchange\x12\x1c.gossiper.v1.GossipDigestSyn\x1a\x1c.gossiper.v1.GossipDigestAck\x12L\n\x07\x44\x65liver\x12\x1d.gossiper.v1.GossipDigestAck2\x1a\".gossiper.v1.GossipDigestAck2Reply\x12\x38\n\x04\x45\x63ho\x12\x18.gossiper.v1.EchoRequest\x1a\x16.gossiper.v1.EchoReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,22 +35,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SENDER']._serialized_end=135
   _globals['_GOSSIPDIGEST']._serialized_start=137
   _globals['_GOSSIPDIGEST']._serialized_end=232
-  _globals['_GOSSIPDIGESTSYN']._serialized_start=234
-  _globals['_GOSSIPDIGESTSYN']._serialized_end=356
-  _globals['_GOSSIPDIGESTACK']._serialized_start=359
-  _globals['_GOSSIPDIGESTACK']._serialized_end=591
-  _globals['_GOSSIPDIGESTACK2']._serialized_start=593
-  _globals['_GOSSIPDIGESTACK2']._serialized_end=698
-  _globals['_GOSSIPDIGESTACK2REPLY']._serialized_start=700
-  _globals['_GOSSIPDIGESTACK2REPLY']._serialized_end=737
-  _globals['_ENDPOINTSTATE']._serialized_start=740
-  _globals['_ENDPOINTSTATE']._serialized_end=950
-  _globals['_VALUE']._serialized_start=952
-  _globals['_VALUE']._serialized_end=1044
-  _globals['_ECHOREQUEST']._serialized_start=1046
-  _globals['_ECHOREQUEST']._serialized_end=1116
-  _globals['_ECHOREPLY']._serialized_start=1118
-  _globals['_ECHOREPLY']._serialized_end=1185
-  _globals['_GOSSIPSERVICE']._serialized_start=1188
-  _globals['_GOSSIPSERVICE']._serialized_end=1411
+  _globals['_GOSSIPDIGESTSYN']._serialized_start=235
+  _globals['_GOSSIPDIGESTSYN']._serialized_end=397
+  _globals['_COMPACTDIGESTS']._serialized_start=400
+  _globals['_COMPACTDIGESTS']._serialized_end=708
+  _globals['_GOSSIPDIGESTACK']._serialized_start=711
+  _globals['_GOSSIPDIGESTACK']._serialized_end=982
+  _globals['_COMPACTANSWER']._serialized_start=985
+  _globals['_COMPACTANSWER']._serialized_end=1186
+  _globals['_GOSSIPDIGESTACK2']._serialized_start=1188
+  _globals['_GOSSIPDIGESTACK2']._serialized_end=1287
+  _globals['_GOSSIPDIGESTACK2REPLY']._serialized_start=1289
+  _globals['_GOSSIPDIGESTACK2REPLY']._serialized_end=1326
+  _globals['_ENDPOINTSTATE']._serialized_start=1329
+  _globals['_ENDPOINTSTATE']._serialized_end=1539
+  _globals['_VALUE']._serialized_start=1541
+  _globals['_VALUE']._serialized_end=1633
+  _globals['_ECHOREQUEST']._serialized_start=1635
+  _globals['_ECHOREQUEST']._serialized_end=1705
+  _globals['_ECHOREPLY']._serialized_start=1707
+  _globals['_ECHOREPLY']._serialized_end=1774
+  _globals['_GOSSIPSERVICE']._serialized_start=1777
+  _globals['_GOSSIPSERVICE']._serialized_end=2000
 # @@protoc_insertion_point(module_scope)

@@ -97,13 +97,20 @@ class GossipDigestSyn(_message.Message):
     SENDER_FIELD_NUMBER: _builtins.int
     AS_OF_MS_FIELD_NUMBER: _builtins.int
     DIGESTS_FIELD_NUMBER: _builtins.int
+    COMPACT_FIELD_NUMBER: _builtins.int
     as_of_ms: _builtins.int
     """The sender's wall clock, milliseconds since the epoch: the base of every prediction of heartbeats."""
     @_builtins.property
     def sender(self) -> Global___Sender: ...
     @_builtins.property
     def digests(self) -> _containers.RepeatedCompositeFieldContainer[Global___GossipDigest]:
-        """One per endpoint that the sender knows, itself included; never truncated."""
+        """One per endpoint that the sender knows, itself included; never truncated. Beside `compact`: only those endpoints
+        that its roster does not hold.
+        """
+
+    @_builtins.property
+    def compact(self) -> Global___CompactDigests:
+        """The compact form: sent to those whose application state CAPABILITIES names "compact"."""
 
     def __init__(
         self,
@@ -111,14 +118,114 @@ class GossipDigestSyn(_message.Message):
         sender: Global___Sender | None = ...,
         as_of_ms: _builtins.int = ...,
         digests: _abc.Iterable[Global___GossipDigest] | None = ...,
+        compact: Global___CompactDigests | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sender", b"sender"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compact", b"compact", "sender", b"sender"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_ms", b"as_of_ms", "digests", b"digests", "sender", b"sender"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_ms", b"as_of_ms", "compact", b"compact", "digests", b"digests", "sender", b"sender"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GossipDigestSyn: _TypeAlias = GossipDigestSyn  # noqa: Y015
+
+@_typing.final
+class CompactDigests(_message.Message):
+    """Digests without names and generations: what both sides know already is named by a hash, and the rest is columns in
+    the order of the roster. A roster is defined by content: every (endpoint, generation, interval_ms) that was current
+    at the cut, ordered by the xxh3_128 of the endpoint. An index is a place in it and outlives no exchange.
+
+    Columns are columns of symbols (one per entry of the roster), coded by rank: `alphabet` lists the symbols, the most
+    frequent first; `bits` holds first `rice` bit planes of n bits each (the low bits of the ranks, plane 0 first), then for
+    each entry as many zeros as its rank >> rice and a one; the rest of the last byte is zero. An alphabet of one symbol
+    needs no bits; without an alphabet `bits` holds one byte per entry, the symbol itself.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUT_BEFORE_MS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    ROSTER_HASH_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    ALPHABET_FIELD_NUMBER: _builtins.int
+    RICE_FIELD_NUMBER: _builtins.int
+    BITS_FIELD_NUMBER: _builtins.int
+    ESCAPES_FIELD_NUMBER: _builtins.int
+    BEHIND_HASH_FIELD_NUMBER: _builtins.int
+    RECENT_TICKS_FIELD_NUMBER: _builtins.int
+    RECENT_GAPS_FIELD_NUMBER: _builtins.int
+    RECENT_OFFSETS_FIELD_NUMBER: _builtins.int
+    STATES_HASH_FIELD_NUMBER: _builtins.int
+    PLAIN_BUCKETS_FIELD_NUMBER: _builtins.int
+    STATES_BUCKETS_FIELD_NUMBER: _builtins.int
+    cut_before_ms: _builtins.int
+    """How long before as_of_ms the cut lies. Whoever began after it is not in the roster: it travels in `digests`."""
+    count: _builtins.int
+    """Entries of the roster, without those in plain_buckets; at least one."""
+    roster_hash: _builtins.bytes
+    """xxh3_128 over the roster; see gossiper/core/roster.py. 16 bytes."""
+    base: _builtins.int
+    """Heartbeats: both sides expect (as_of_ms - 1000 * generation) / interval_ms of each, rounded down. Symbol s >= 3: the
+    sender knows expected - base - (s - 19). 0: it stands in `escapes`. 1: the endpoint is silent for long, its
+    heartbeat is under `behind_hash`. 2: the sender knows a greater generation, which stands in `digests`.
+    Neither alphabet nor bits: no heartbeats are compared (states_buckets).
+    """
+    alphabet: _builtins.bytes
+    rice: _builtins.int
+    bits: _builtins.bytes
+    behind_hash: _builtins.int
+    """xxh3_64, seeded with as_of_ms, over the heartbeats of those with symbol 1 (little-endian int64)."""
+    recent_ticks: _builtins.int
+    """Application states published in the last so many ticks before the heartbeat told above are listed ..."""
+    states_hash: _builtins.int
+    """xxh3_64, seeded with as_of_ms, over the states_versions of the others before that (little-endian int64, 0 for those
+    listed).
+    """
+    plain_buckets: _builtins.bytes
+    """Second attempt after rosters differed: bit b of the bit string (b % 8 of byte b / 8) is set when bucket b is left out
+    of the roster: its entries are all in `digests`. A bucket is the first bits of the order; there are as many as bits.
+    """
+    states_buckets: _builtins.bytes
+    """Second attempt after states_hash differed: all of those buckets are listed in recent_*, with absolute versions;
+    nothing else is compared.
+    """
+    @_builtins.property
+    def escapes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Heartbeats of those with symbol 0, in order of the roster."""
+
+    @_builtins.property
+    def recent_gaps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """... as indices (each the distance to the one before, the first from -1, less one) ..."""
+
+    @_builtins.property
+    def recent_offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """... and states_version less 16 * (heartbeat - recent_ticks, at least 0)."""
+
+    def __init__(
+        self,
+        *,
+        cut_before_ms: _builtins.int = ...,
+        count: _builtins.int = ...,
+        roster_hash: _builtins.bytes = ...,
+        base: _builtins.int = ...,
+        alphabet: _builtins.bytes = ...,
+        rice: _builtins.int = ...,
+        bits: _builtins.bytes = ...,
+        escapes: _abc.Iterable[_builtins.int] | None = ...,
+        behind_hash: _builtins.int = ...,
+        recent_ticks: _builtins.int = ...,
+        recent_gaps: _abc.Iterable[_builtins.int] | None = ...,
+        recent_offsets: _abc.Iterable[_builtins.int] | None = ...,
+        states_hash: _builtins.int = ...,
+        plain_buckets: _builtins.bytes = ...,
+        states_buckets: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alphabet", b"alphabet", "base", b"base", "behind_hash", b"behind_hash", "bits", b"bits", "count", b"count", "cut_before_ms", b"cut_before_ms", "escapes", b"escapes", "plain_buckets", b"plain_buckets", "recent_gaps", b"recent_gaps", "recent_offsets", b"recent_offsets", "recent_ticks", b"recent_ticks", "rice", b"rice", "roster_hash", b"roster_hash", "states_buckets", b"states_buckets", "states_hash", b"states_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompactDigests: _TypeAlias = CompactDigests  # noqa: Y015
 
 @_typing.final
 class GossipDigestAck(_message.Message):
@@ -130,6 +237,7 @@ class GossipDigestAck(_message.Message):
     HEARTBEATS_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
     DEFERRED_FIELD_NUMBER: _builtins.int
+    COMPACT_FIELD_NUMBER: _builtins.int
     as_of_ms: _builtins.int
     deferred: _builtins.int
     """How many more such endpoints did not fit into this message; the next exchange brings them."""
@@ -147,6 +255,10 @@ class GossipDigestAck(_message.Message):
     def states(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndpointState]:
         """Endpoints whose application states are newer here, and endpoints that the SYN did not list."""
 
+    @_builtins.property
+    def compact(self) -> Global___CompactAnswer:
+        """The answer to a compact SYN; with it, requests and heartbeats hold only endpoints outside of the roster."""
+
     def __init__(
         self,
         *,
@@ -156,14 +268,75 @@ class GossipDigestAck(_message.Message):
         heartbeats: _abc.Iterable[Global___GossipDigest] | None = ...,
         states: _abc.Iterable[Global___EndpointState] | None = ...,
         deferred: _builtins.int = ...,
+        compact: Global___CompactAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sender", b"sender"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compact", b"compact", "sender", b"sender"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_ms", b"as_of_ms", "deferred", b"deferred", "heartbeats", b"heartbeats", "requests", b"requests", "sender", b"sender", "states", b"states"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of_ms", b"as_of_ms", "compact", b"compact", "deferred", b"deferred", "heartbeats", b"heartbeats", "requests", b"requests", "sender", b"sender", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GossipDigestAck: _TypeAlias = GossipDigestAck  # noqa: Y015
+
+@_typing.final
+class CompactAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALPHABET_FIELD_NUMBER: _builtins.int
+    RICE_FIELD_NUMBER: _builtins.int
+    BITS_FIELD_NUMBER: _builtins.int
+    ESCAPES_FIELD_NUMBER: _builtins.int
+    REQUEST_GAPS_FIELD_NUMBER: _builtins.int
+    REQUEST_VERSIONS_FIELD_NUMBER: _builtins.int
+    BEHIND_HEARTBEATS_FIELD_NUMBER: _builtins.int
+    ROSTER_BUCKETS_FIELD_NUMBER: _builtins.int
+    STATES_BUCKETS_FIELD_NUMBER: _builtins.int
+    alphabet: _builtins.bytes
+    """By how many ticks heartbeats are newer here: symbol s >= 1 says s - 1, 0: it stands in `escapes`. Empty when nothing
+    is newer here.
+    """
+    rice: _builtins.int
+    bits: _builtins.bytes
+    @_builtins.property
+    def escapes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def request_gaps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Requests: indices as in recent_gaps, and the states_version known here."""
+
+    @_builtins.property
+    def request_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def behind_heartbeats(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Heartbeats known here of those under behind_hash, when that differed; 0: none in that generation."""
+
+    @_builtins.property
+    def roster_buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Rosters differ: nothing was compared. xxh3_64 over each bucket of the roster here; their number is a power of two."""
+
+    @_builtins.property
+    def states_buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """states_hash differs: xxh3_64 over each bucket, seeded with as_of_ms of the SYN."""
+
+    def __init__(
+        self,
+        *,
+        alphabet: _builtins.bytes = ...,
+        rice: _builtins.int = ...,
+        bits: _builtins.bytes = ...,
+        escapes: _abc.Iterable[_builtins.int] | None = ...,
+        request_gaps: _abc.Iterable[_builtins.int] | None = ...,
+        request_versions: _abc.Iterable[_builtins.int] | None = ...,
+        behind_heartbeats: _abc.Iterable[_builtins.int] | None = ...,
+        roster_buckets: _abc.Iterable[_builtins.int] | None = ...,
+        states_buckets: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alphabet", b"alphabet", "behind_heartbeats", b"behind_heartbeats", "bits", b"bits", "escapes", b"escapes", "request_gaps", b"request_gaps", "request_versions", b"request_versions", "rice", b"rice", "roster_buckets", b"roster_buckets", "states_buckets", b"states_buckets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompactAnswer: _TypeAlias = CompactAnswer  # noqa: Y015
 
 @_typing.final
 class GossipDigestAck2(_message.Message):

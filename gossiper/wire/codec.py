@@ -31,6 +31,7 @@ from gossiper import limits
 from gossiper.core.application_states import is_key
 from gossiper.core.endpoints import ENDPOINT_LENGTH_MAX, canonical_endpoint
 from gossiper.core.messages import (
+    CompactDigests,
     DigestColumns,
     EchoReply,
     EchoRequest,
@@ -50,6 +51,7 @@ from gossiper.core.versions import COUNTER_BITS
 from gossiper.errors import PeerProtocolError
 from gossiper.v1 import gossip_pb2
 from gossiper.wire.columns import digests_field
+from gossiper.wire.compact import answer_in, answer_out, digests_in, digests_out
 
 #: How much of a peer's text is repeated in an error.
 _QUOTE_CHARACTERS_MAX: Final = 64
@@ -81,12 +83,20 @@ def encode(message: Message) -> bytes:
         case GossipDigestSyn():
             # Fields of one message may be serialised one after the other, in the order of their numbers.
             wire = gossip_pb2.GossipDigestSyn(sender=_sender_out(message.sender), as_of_ms=message.as_of_ms)
-            return wire.SerializeToString(deterministic=True) + digests_field(3, message.digests)
+            data = wire.SerializeToString(deterministic=True) + digests_field(3, message.digests)
+            if message.compact is None:
+                return data
+            rest = gossip_pb2.GossipDigestSyn(compact=digests_out(message.compact, message.as_of_ms))
+            return data + rest.SerializeToString(deterministic=True)
         case GossipDigestAck():
             wire = gossip_pb2.GossipDigestAck(sender=_sender_out(message.sender), as_of_ms=message.as_of_ms)
             digests = digests_field(3, message.requests) + digests_field(4, message.heartbeats)
-            rest = gossip_pb2.GossipDigestAck(states=map(_state_out, message.states), deferred=message.deferred)
-            return wire.SerializeToString(deterministic=True) + digests + rest.SerializeToString(deterministic=True)
+            tail = gossip_pb2.GossipDigestAck(
+                states=map(_state_out, message.states),
+                deferred=message.deferred,
+                compact=None if message.compact is None else answer_out(message.compact),
+            )
+            return wire.SerializeToString(deterministic=True) + digests + tail.SerializeToString(deterministic=True)
         case GossipDigestAck2():
             wire = gossip_pb2.GossipDigestAck2(
                 sender=_sender_out(message.sender), states=map(_state_out, message.states)
@@ -138,16 +148,20 @@ def decode_syn(data: bytes) -> GossipDigestSyn:
     """
     wire = _parse(gossip_pb2.GossipDigestSyn, data)
     sender = _sender_in(wire)
-    return GossipDigestSyn(sender, _number("as_of_ms", wire.as_of_ms), _digests_in("digests", wire.digests))
+    as_of_ms = _number("as_of_ms", wire.as_of_ms)
+    compact = digests_in(wire.compact, as_of_ms) if wire.HasField("compact") else None
+    return GossipDigestSyn(sender, as_of_ms, _digests_in("digests", wire.digests), compact)
 
 
-def decode_ack(data: bytes) -> GossipDigestAck:
-    """The second leg.
+def decode_ack(data: bytes, asked: CompactDigests | None = None) -> GossipDigestAck:
+    """The second leg; ``asked``: the columns of the SYN, without which an answer to columns means nothing.
 
     Raises:
         PeerProtocolError: as the module says; nothing of it may be used.
     """
     wire = _parse(gossip_pb2.GossipDigestAck, data)
+    if wire.HasField("compact") and asked is None:
+        _refuse("malformed", "an answer to columns that were not sent")
     return GossipDigestAck(
         _sender_in(wire),
         _number("as_of_ms", wire.as_of_ms),
@@ -155,6 +169,7 @@ def decode_ack(data: bytes) -> GossipDigestAck:
         _digests_in("heartbeats", wire.heartbeats),
         _states_in(wire.states),
         wire.deferred,
+        answer_in(wire.compact, asked) if asked is not None and wire.HasField("compact") else None,
     )
 
 
@@ -208,7 +223,7 @@ def decode_reply_to(request: Request, data: bytes) -> Reply:
     """
     match request:
         case GossipDigestSyn():
-            return decode_ack(data)
+            return decode_ack(data, request.compact)
         case GossipDigestAck2():
             return decode_ack2_reply(data)
         case EchoRequest():
