@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
@@ -126,6 +126,7 @@ class GossipEngine:
             compact=COMPACT in (values.get(ApplicationState.CAPABILITIES) or "").split(","),
         )
         self._rng = rng
+        self._spoke_as = Sender(config.cluster_name, PROTOCOL_VERSION, config.endpoint, 0)
         self._rumours = Rumours(config.push_fanout)
         self._set_seeds(config.seeds)
         self._generation_wanted = 0
@@ -473,7 +474,10 @@ class GossipEngine:
         self._seeds = tuple(dict.fromkeys(seed for seed in seeds if seed != self.config.endpoint))
 
     def _sender(self) -> Sender:
-        return Sender(self.config.cluster_name, PROTOCOL_VERSION, self.config.endpoint, self.generation)
+        # In every message, and the same for a whole generation.
+        if self._spoke_as.generation != self.generation:
+            self._spoke_as = replace(self._spoke_as, generation=self.generation)
+        return self._spoke_as
 
 
 #: A node in one of these that has to take a greater generation goes on in it as it is.

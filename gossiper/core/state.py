@@ -183,6 +183,8 @@ class ClusterState:
 
     def take_heartbeats(self, rows: Rows, heartbeats: NDArray[np.int64], now: Now, sender: str) -> None:
         """Advance heartbeats of known endpoints in their current generations; older and equal ones change nothing."""
+        if not len(rows):
+            return
         table = self.table
         newer = (heartbeats > table.heartbeat[rows]) & (rows != self.local_row) & ~table.stopped[rows]
         if np.count_nonzero(newer) < len(rows):
