@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from click.testing import CliRunner, Result
 from gossiper.cli_simulate import INTERRUPTED, OK, USAGE, VIOLATED, simulate
 from gossiper.core.state import ClusterState
 from gossiper.simulation import SimulationOptions, run_seed
+from gossiper.simulation.pool import run_all
 
 SMALL = ["--nodes", "4", "--duration", "20", "--jobs", "1"]
 
@@ -153,6 +155,41 @@ def test_resume_refuses_a_foreign_file(tmp_path: Path, content: str, says: str) 
     assert result.exit_code == USAGE
     assert says in result.output
     assert file.read_text() == content
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also when the test run itself ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "what was there before is there again"
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.process)])
+def test_an_interrupt_splits_no_result(jobs: int) -> None:
+    """One that comes while a result is being kept waits until it is counted too."""
+    todo = [SimulationOptions(seed=seed, nodes=3, duration_seconds=5.0) for seed in range(9)]
+    kept: list[int] = []
+    counted: list[int] = []
+
+    def finished(result: dict[str, Any]) -> None:
+        kept.append(result["seed"])
+        signal.raise_signal(signal.SIGINT)
+        counted.append(result["seed"])
+
+    assert not run_all(todo, jobs=jobs, finished=finished)
+    assert kept == counted
+    assert 1 <= len(kept) < len(todo)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_leaves_a_seed_half_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossiper.simulation.pool.run_seed", lambda _: signal.raise_signal(signal.SIGINT))
+    kept: list[dict[str, Any]] = []
+    assert not run_all([SimulationOptions(seed=0, nodes=3, duration_seconds=5.0)], jobs=1, finished=kept.append)
+    assert kept == []
 
 
 # Ctrl-C also works when the test run itself ignores SIGINT, as in the background of a script.

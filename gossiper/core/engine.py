@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
+
+import numpy as np
 
 from gossiper.core.application_states import COMPACT, ApplicationState
 from gossiper.core.digest import endpoint_state
@@ -124,6 +126,7 @@ class GossipEngine:
             compact=COMPACT in (values.get(ApplicationState.CAPABILITIES) or "").split(","),
         )
         self._rng = rng
+        self._spoke_as = Sender(config.cluster_name, PROTOCOL_VERSION, config.endpoint, 0)
         self._rumours = Rumours(config.push_fanout)
         self._set_seeds(config.seeds)
         self._generation_wanted = 0
@@ -171,13 +174,14 @@ class GossipEngine:
         """
         self.state.now = now
         effects = self._decide(event, now)
-        told_by = event.request.sender.endpoint if isinstance(event, RequestReceived) else ""
         effects += self._claims(now)
         changes = self.state.take_events()
-        if not self.stopped and not isinstance(event, LeaveRequested):
-            effects += self._push(changes, told_by, now)
-        # Subscribers first: carrying out a Send may bring about the next event.
-        effects = [*(Notify(change) for change in changes), *effects]
+        if changes:
+            told_by = event.request.sender.endpoint if isinstance(event, RequestReceived) else ""
+            if not self.stopped and not isinstance(event, LeaveRequested):
+                effects += self._push(changes, told_by, now)
+            # Subscribers first: carrying out a Send may bring about the next event.
+            effects = [*(Notify(change) for change in changes), *effects]
         if self.state.refused:
             effects += [Count("gossiper_refused_entries_total", reason, n) for reason, n in self.state.refused.items()]
             self.state.refused = Counter()
@@ -273,7 +277,8 @@ class GossipEngine:
     def _echos(self, now: Now) -> list[Effect]:
         """ECHOs to those that gave a sign of life and are not alive."""
         table = self.state.table
-        if not table.echo_wanted.any():
+        # After almost every event nobody waits for an ECHO.
+        if not np.count_nonzero(table.echo_wanted):
             return []
         overdue = (table.echo_generation > 0) & (now.monotonic - table.echo_sent > self.config.echo_retry_seconds)
         table.echo_generation[overdue] = 0
@@ -282,7 +287,7 @@ class GossipEngine:
             order = table.echo_sent[candidates].argsort(kind="stable")
             candidates = candidates[order[:ECHOS_PER_ROUND_MAX]]
         effects: list[Effect] = []
-        for row in map(int, candidates):
+        for row in candidates.tolist():
             self.state.echo_sent(row, now)
             effects.append(Send(table.endpoint(row), EchoRequest(self._sender(), int(table.generation[row]))))
         return effects
@@ -469,7 +474,10 @@ class GossipEngine:
         self._seeds = tuple(dict.fromkeys(seed for seed in seeds if seed != self.config.endpoint))
 
     def _sender(self) -> Sender:
-        return Sender(self.config.cluster_name, PROTOCOL_VERSION, self.config.endpoint, self.generation)
+        # In every message, and the same for a whole generation.
+        if self._spoke_as.generation != self.generation:
+            self._spoke_as = replace(self._spoke_as, generation=self.generation)
+        return self._spoke_as
 
 
 #: A node in one of these that has to take a greater generation goes on in it as it is.

@@ -25,7 +25,8 @@ _MICROSECONDS: Final = 1_000_000
 #: A sample fills 32 bits: 71 minutes.
 INTERVAL_SECONDS_MAX: Final = (2**32 - 1) / _MICROSECONDS
 _WIDTH_INITIAL: Final = 8
-_NEVER: Final = -1
+#: So long ago that the interval since is above every maximum.
+_NEVER: Final = -(2**62)
 
 
 class ArrivalWindows:
@@ -43,8 +44,10 @@ class ArrivalWindows:
         self._first_us = max(1, round(first_interval_seconds * _MICROSECONDS))
         self._max_us = round(min(interval_seconds_max, INTERVAL_SECONDS_MAX) * _MICROSECONDS)
         self._samples = np.zeros((0, min(_WIDTH_INITIAL, size)), dtype=np.uint32)
-        self._count = np.zeros(0, dtype=np.int64)
-        self._next = np.zeros(0, dtype=np.int64)
+        self._recorded = np.zeros(0, dtype=np.int64)
+        """Intervals recorded per row since its reset: the next one's place is this, modulo the width."""
+        self._recorded_most = 0
+        """No row has recorded more; found out again when it reaches the width."""
         self._sum_us = np.zeros(0, dtype=np.int64)
         self._last_us = np.full(0, _NEVER, dtype=np.int64)
 
@@ -52,28 +55,48 @@ class ArrivalWindows:
         """A heartbeat of each of ``rows`` (no duplicates) arrived at ``now`` (monotonic seconds)."""
         if not len(rows):
             return
-        self._reserve(int(rows.max()) + 1)
+        self._reserve_for(rows)
         now_us = round(now * _MICROSECONDS)
         last = self._last_us[rows]
-        first = last == _NEVER
-        interval = np.where(first, self._first_us, now_us - last)
-        # A clock that stands still gives 0; the gap after an outage says nothing about the rhythm.
-        recorded = first | ((interval >= 0) & (interval <= self._max_us))
-        self._record(rows[recorded], interval[recorded])
         self._last_us[rows] = now_us
+        interval = now_us - last
+        # A clock that stands still gives 0; the gap after an outage says nothing about the rhythm.
+        usable = (interval >= 0) & (interval <= self._max_us)
+        if np.count_nonzero(usable) < len(rows):
+            first = last == _NEVER
+            interval[first] = self._first_us
+            usable |= first
+            rows, interval = rows[usable], interval[usable]
+        self._record(rows, interval)
+
+    def report_one(self, row: int, now: float) -> None:
+        """:meth:`report` for a single row, with plain numbers: numpy takes ten times as long for an array of one."""
+        self._reserve(row + 1)
+        now_us = round(now * _MICROSECONDS)
+        last = int(self._last_us[row])
+        self._last_us[row] = now_us
+        interval = self._first_us if last == _NEVER else now_us - last
+        if last != _NEVER and not 0 <= interval <= self._max_us:
+            return
+        self._make_room()
+        recorded = int(self._recorded[row])
+        place = recorded % self._samples.shape[1]
+        self._sum_us[row] += interval - int(self._samples[row, place])
+        self._samples[row, place] = interval
+        self._recorded[row] = recorded + 1
 
     def reset(self, rows: Rows) -> None:
         """Forget the history of ``rows``: a new generation has its own rhythm."""
-        rows = rows[rows < len(self._count)]
-        self._count[rows] = 0
-        self._next[rows] = 0
+        rows = rows[rows < len(self._recorded)]
+        self._recorded[rows] = 0
         self._sum_us[rows] = 0
+        self._samples[rows] = 0
         self._last_us[rows] = _NEVER
 
     def means_seconds(self, rows: Rows) -> NDArray[np.float64]:
         """Mean interval per row; NaN where nothing was reported."""
         self._reserve_for(rows)
-        count = self._count[rows]
+        count = self.sample_counts(rows)
         with np.errstate(invalid="ignore", divide="ignore"):
             mean: NDArray[np.float64] = self._sum_us[rows] / count / _MICROSECONDS
         return mean
@@ -81,7 +104,8 @@ class ArrivalWindows:
     def sample_counts(self, rows: Rows) -> NDArray[np.int64]:
         """Intervals held per row, the assumed first one included until it is overwritten."""
         self._reserve_for(rows)
-        return self._count[rows]
+        counts: NDArray[np.int64] = np.minimum(self._recorded[rows], self._size)
+        return counts
 
     def silence_seconds(self, rows: Rows, now: float) -> NDArray[np.float64]:
         """Seconds since the last arrival per row; NaN where nothing was reported."""
@@ -89,33 +113,49 @@ class ArrivalWindows:
         last = self._last_us[rows]
         return np.where(last == _NEVER, np.nan, np.maximum(0.0, now - last / _MICROSECONDS))
 
+    def silent_beyond(self, rows: Rows, now: float, means: float) -> Rows:
+        """Those of ``rows`` that are silent for more than ``means`` times their mean interval.
+
+        It is asked of everybody in every round, so nothing is divided and nothing can be NaN: where nothing was
+        reported, 0 is compared with 0.
+        """
+        self._reserve_for(rows)
+        silence_us = now * _MICROSECONDS - self._last_us[rows]
+        silent: Rows = rows[silence_us * np.minimum(self._recorded[rows], self._size) > means * self._sum_us[rows]]
+        return silent
+
     def _record(self, rows: Rows, interval_us: NDArray[np.int64]) -> None:
+        self._make_room()
+        recorded = self._recorded[rows]
+        place = recorded % self._samples.shape[1]
+        # A ring that is not full has zeros in the places that come next: the sum needs no distinction.
+        self._sum_us[rows] += interval_us - self._samples[rows, place]
+        self._samples[rows, place] = interval_us
+        self._recorded[rows] = recorded + 1
+
+    def _make_room(self) -> None:
+        """For one more sample in every ring. Rings shorter than the window have not wrapped yet: samples stay."""
+        self._recorded_most += 1
         width = self._samples.shape[1]
-        if width < self._size and bool((self._count[rows] == width).any()):
-            # Rings shorter than the window have not wrapped yet, so the old samples keep their places.
+        if self._recorded_most <= width or width == self._size:
+            return
+        self._recorded_most = int(self._recorded.max(initial=0)) + 1
+        if self._recorded_most > width:
             wider = np.zeros((len(self._samples), min(2 * width, self._size)), dtype=np.uint32)
             wider[:, :width] = self._samples
             self._samples = wider
-            self._next = np.where(self._count == width, width, self._next)
-            width = wider.shape[1]
-        place = self._next[rows]
-        full = self._count[rows] == width
-        self._sum_us[rows] += interval_us - np.where(full, self._samples[rows, place], 0)
-        self._samples[rows, place] = interval_us
-        self._next[rows] = (place + 1) % width
-        self._count[rows] += ~full
 
     def _reserve_for(self, rows: Rows) -> None:
         if len(rows):
             self._reserve(int(rows.max()) + 1)
 
     def _reserve(self, needed: int) -> None:
-        have = len(self._count)
+        have = len(self._recorded)
         if needed <= have:
             return
         more = max(needed, 2 * have) - have
         self._samples = np.pad(self._samples, ((0, more), (0, 0)))
-        self._count, self._next, self._sum_us = (np.pad(a, (0, more)) for a in (self._count, self._next, self._sum_us))
+        self._recorded, self._sum_us = (np.pad(column, (0, more)) for column in (self._recorded, self._sum_us))
         self._last_us = np.pad(self._last_us, (0, more), constant_values=_NEVER)
 
 
@@ -155,6 +195,10 @@ class PhiAccrualFailureDetector:
         """A newer heartbeat of each of ``rows`` arrived."""
         self.windows.report(rows, now)
 
+    def report_one(self, row: int, now: float) -> None:
+        """A newer heartbeat of one row arrived."""
+        self.windows.report_one(row, now)
+
     def reset(self, rows: Rows) -> None:
         """Begin anew for ``rows``."""
         self.windows.reset(rows)
@@ -184,8 +228,7 @@ class PhiAccrualFailureDetector:
             return Verdict(nobody, gap)
         if now < self._silent_until:
             return Verdict(nobody, 0.0)
-        with np.errstate(invalid="ignore"):
-            return Verdict(rows[self.phi(rows, now) > self.threshold], 0.0)
+        return Verdict(self.windows.silent_beyond(rows, now, self.threshold / PHI_FACTOR), 0.0)
 
     def local_pause_remaining_seconds(self, now: float) -> float:
         """How much longer nobody is convicted after a pause of this process."""

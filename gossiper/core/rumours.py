@@ -59,7 +59,8 @@ class Rumours:
         peers = rng.sample(live, min(self._fanout, len(live), int(self._budget)))
         self._budget -= len(peers)
         states, _ = endpoint_states(state, list(news.items()))
-        return [(peer, GossipDigestAck2(sender, states)) for peer in peers]
+        message = GossipDigestAck2(sender, states)
+        return [(peer, message) for peer in peers]
 
     @staticmethod
     def _news(state: ClusterState, events: Iterable[Event]) -> dict[int, int]:

@@ -37,6 +37,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from gossiper.core import evidence
 from gossiper.core.application_states import COMPACT, ApplicationState
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
 from gossiper.core.lifecycle import (
@@ -69,12 +70,9 @@ from gossiper.events import (
 )
 from gossiper.limits import ENDPOINTS_MAX, GENERATION_AHEAD_SECONDS_MAX
 
-_LIVENESS = {
-    LivenessCode.UNKNOWN: Liveness.UNKNOWN,
-    LivenessCode.ALIVE: Liveness.ALIVE,
-    LivenessCode.DOWN: Liveness.DOWN,
-    LivenessCode.SUSPECT: Liveness.SUSPECT,
-}
+_LIVENESS = {int(code): Liveness[code.name] for code in LivenessCode}
+#: As plain numbers: comparing a column with a member of an enum takes numpy five times as long.
+_ALIVE, _DOWN = int(LivenessCode.ALIVE), int(LivenessCode.DOWN)
 #: A guest (no member, or a failed bootstrap) is forgotten after so many gossip intervals of silence, a joining one
 #: later; then refused for as long again (Cassandra: 30 s, 300 s and 60 s at one interval per second).
 GUEST_SILENCE_INTERVALS = 30
@@ -154,6 +152,8 @@ class ClusterState:
     def collect_tombstones(self, up_to_version: int) -> None:
         """Drop tombstones of the local endpoint up to a version; whoever knows less then gets the whole state."""
         table, row = self.table, self.local_row
+        if not table.hides_values[row]:
+            return
         old = [key for key, value in table.states[row].items() if value.deleted and value.version <= up_to_version]
         if old:
             table.gc_version[row] = max(table.states[row][key].version for key in old)
@@ -183,21 +183,18 @@ class ClusterState:
 
     def take_heartbeats(self, rows: Rows, heartbeats: NDArray[np.int64], now: Now, sender: str) -> None:
         """Advance heartbeats of known endpoints in their current generations; older and equal ones change nothing."""
+        if not len(rows):
+            return
         table = self.table
         newer = (heartbeats > table.heartbeat[rows]) & (rows != self.local_row) & ~table.stopped[rows]
-        rows, heartbeats = rows[newer], heartbeats[newer]
-        possible = heartbeats <= self.heartbeat_limits(rows, now)
-        if not possible.all():
-            self.refused["invalid_heartbeat"] += int((~possible).sum())
+        if np.count_nonzero(newer) < len(rows):
+            rows, heartbeats = rows[newer], heartbeats[newer]
+        possible = evidence.possible(table, rows, heartbeats, now)
+        impossible = len(rows) - int(np.count_nonzero(possible))
+        if impossible:
+            self.refused["invalid_heartbeat"] += impossible
             rows, heartbeats = rows[possible], heartbeats[possible]
-        self._alive_signs(rows, heartbeats, now, self._path(sender))
-
-    def heartbeat_limits(self, rows: Rows, now: Now) -> NDArray[np.int64]:
-        """The greatest heartbeat each row can have reached, with a day of doubt about everybody's clocks."""
-        table = self.table
-        age_ms = (now.wall - table.generation[rows] + GENERATION_AHEAD_SECONDS_MAX) * 1000.0
-        limits: NDArray[np.int64] = (age_ms / np.maximum(table.interval_ms[rows], 1)).astype(np.int64)
-        return limits
+        evidence.of_many(table, self.detector, rows, heartbeats, now=now, path=self._path(sender))
 
     def _apply_one(self, state: EndpointState, now: Now, sender: str) -> bool:
         reason = implausible(state, now)
@@ -271,13 +268,13 @@ class ClusterState:
 
     def _begin_liveness(self, row: int, now: Now, path: int) -> None:
         if not self.table.stopped[row]:
-            self._alive_signs(_one(row), self.table.heartbeat[_one(row)], now, path)
+            evidence.of_one(self.table, self.detector, row, int(self.table.heartbeat[row]), now=now, path=path)
 
     def _merge(self, row: int, state: EndpointState, now: Now, path: int) -> bool:
         """Newer heartbeat and newer values of the current generation."""
         table = self.table
         if state.heartbeat > int(table.heartbeat[row]) and not table.stopped[row]:
-            self._alive_signs(_one(row), np.array([state.heartbeat], dtype=np.int64), now, path)
+            evidence.of_one(table, self.detector, row, state.heartbeat, now=now, path=path)
         old_states = table.states[row]
         changed = {
             key: value
@@ -318,6 +315,8 @@ class ClusterState:
 
     def _tell_gone(self, row: int, old: EndpointView | None) -> None:
         """EndpointLeft or EndpointRemoved, when ``old`` was not gone yet."""
+        if self.table.expire_ms[row] == NO_EXPIRY:
+            return
         new = self.view(row)
         if new.status not in GONE_STATUSES or (old is not None and old.status in GONE_STATUSES):
             return
@@ -373,7 +372,7 @@ class ClusterState:
         if victim_row is None or new_row is None or victim_row == self.local_row:
             return
         # Of its own victim this node made sure in its shadow round.
-        is_dead = self.table.liveness[victim_row] == LivenessCode.DOWN or new_row == self.local_row
+        is_dead = self.table.liveness[victim_row] == _DOWN or new_row == self.local_row
         if is_dead and generation.isdigit() and int(self.table.generation[victim_row]) <= int(generation):
             self._replace(victim_row, new_row)
 
@@ -414,35 +413,42 @@ class ClusterState:
         """Forget who is gone and past the expiry, guests that fell silent, and tell of values that expired."""
         table = self.table
         wall_ms = round(now.wall * 1000)
-        due = np.flatnonzero(table.used & (table.expire_ms <= wall_ms))
-        for row in map(int, due[due != self.local_row]):
-            self._forget(row, "expired", FOR_EVER)
-        silence = now.monotonic - np.maximum(table.evidence_arrival, table.known_since)
-        interval = np.maximum(table.interval_ms[self.local_row], table.interval_ms) / 1000
-        saved = table.generation == 0
+        # Looked at in every round, and hardly ever is anything due: one look at the earliest time first.
+        if table.expire_ms.min() <= wall_ms:
+            due = (table.used & (table.expire_ms <= wall_ms)).nonzero()[0]
+            for row in due[due != self.local_row].tolist():
+                self._forget(row, "expired", FOR_EVER)
+        down = (table.used & (table.liveness == _DOWN)).nonzero()[0]
+        if len(down):
+            self._forget_silent(down, now)
+        if table.value_expiry_ms.min() <= wall_ms:
+            for row in (table.value_expiry_ms <= wall_ms).nonzero()[0].tolist():
+                self._tell_expired(row, wall_ms)
+        if len(self.quarantine):
+            self.quarantine.drop_past(now.monotonic)
+
+    def _forget_silent(self, down: Rows, now: Now) -> None:
+        """Forget those that are no members, among the rows that are DOWN, after their time of silence."""
+        table = self.table
+        saved = table.generation[down] == 0
         # A delta of somebody unknown, whose whole state nobody had in all that time: a late message of a past that
         # others remember as over. It must not live on among those who have forgotten it.
-        fragment = (table.states_version == 0) & ~saved
-        patience = np.where(
-            saved,
-            GONE_EXPIRE_SECONDS,
-            np.where(self._joining(), JOINING_SILENCE_INTERVALS, GUEST_SILENCE_INTERVALS) * interval,
-        )
-        fleeting = table.guest | saved | fragment
-        silent = table.used & (table.liveness == LivenessCode.DOWN) & fleeting & (silence > patience)
-        for row in map(int, np.flatnonzero(silent)):
-            quarantine_seconds = QUARANTINE_INTERVALS * float(interval[row])
-            self._forget(row, "silent", now.monotonic + quarantine_seconds)
-        for row in map(int, np.flatnonzero(table.value_expiry_ms <= wall_ms)):
-            self._tell_expired(row, wall_ms)
-        self.quarantine.drop_past(now.monotonic)
+        fragment = (table.states_version[down] == 0) & ~saved
+        fleeting = table.guest[down] | saved | fragment
+        down, saved = down[fleeting], saved[fleeting]
+        if not len(down):
+            return
+        silence = now.monotonic - np.maximum(table.evidence_arrival[down], table.known_since[down])
+        interval = np.maximum(table.interval_ms[self.local_row], table.interval_ms[down]) / 1000
+        intervals = np.where(self._joining(down), JOINING_SILENCE_INTERVALS, GUEST_SILENCE_INTERVALS)
+        patience = np.where(saved, GONE_EXPIRE_SECONDS, intervals * interval)
+        for i in (silence > patience).nonzero()[0].tolist():
+            self._forget(int(down[i]), "silent", now.monotonic + QUARANTINE_INTERVALS * float(interval[i]))
 
-    def _joining(self) -> NDArray[np.bool_]:
-        """Guests that said they are joining; only those are looked at one by one."""
-        joining = np.zeros(self.table.capacity, dtype=np.bool_)
-        for row in np.flatnonzero(self.table.guest):
-            joining[row] = ApplicationState.STATUS in self.table.states[row]
-        return joining
+    def _joining(self, rows: Rows) -> list[bool]:
+        """Which of them are guests that said they are joining."""
+        table = self.table
+        return [bool(table.guest[row]) and ApplicationState.STATUS in table.states[row] for row in rows.tolist()]
 
     def _forget(self, row: int, reason: str, until: float) -> None:
         old = self.view(row)
@@ -461,34 +467,21 @@ class ClusterState:
 
     def expired_local_keys(self, now: Now) -> list[str]:
         """Keys of the local endpoint whose values are past their expiry and not yet deleted."""
+        if not self.table.hides_values[self.local_row]:
+            return []
         wall_ms = round(now.wall * 1000)
         states = self.table.states[self.local_row]
         return sorted(key for key, value in states.items() if 0 < value.expires_at_ms <= wall_ms)
 
     # -- liveness ----------------------------------------------------------------------------------------------------
 
-    def _alive_signs(self, rows: Rows, heartbeats: NDArray[np.int64], now: Now, path: int) -> None:
-        """Newer heartbeats of ``rows`` arrived: evidence for the detector, and a wish for ECHO where not alive."""
-        if not len(rows):
-            return
-        table = self.table
-        table.heartbeat[rows] = heartbeats
-        self.detector.report(rows, now.monotonic)
-        direct = rows == path
-        table.evidence_arrival[rows] = now.monotonic
-        table.evidence_tick[rows] = heartbeats
-        table.evidence_direct[rows] = direct
-        table.evidence_path[rows] = np.where(direct, NO_PATH, path)
-        table.direct_arrival[rows[direct]] = now.monotonic
-        table.echo_wanted[rows] = (table.liveness[rows] != LivenessCode.ALIVE) & ~table.dead_status[rows]
-
     def echo_candidates(self) -> Rows:
         """Rows that gave evidence of life while not alive, and have no ECHO under way."""
         table = self.table
-        rows: Rows = np.flatnonzero(
-            table.echo_wanted & (table.echo_generation == 0) & ~table.stopped & ~table.dead_status
-        )
-        return rows
+        rows: Rows = table.echo_wanted.nonzero()[0]
+        asked = (table.echo_generation[rows] > 0) | table.stopped[rows] | table.dead_status[rows]
+        candidates: Rows = rows[~asked]
+        return candidates
 
     def echo_sent(self, row: int, now: Now) -> None:
         """An ECHO for the row's current generation is under way."""
@@ -506,11 +499,11 @@ class ClusterState:
         table.echo_generation[row] = 0
         if generation != int(table.generation[row]) or table.stopped[row] or table.dead_status[row]:
             return
-        if heartbeat > int(table.heartbeat[row]) and heartbeat <= int(self.heartbeat_limits(_one(row), now)[0]):
-            self._alive_signs(_one(row), np.array([heartbeat], dtype=np.int64), now, row)
+        if heartbeat > int(table.heartbeat[row]) and heartbeat <= evidence.limits(table, _one(row), now)[0]:
+            evidence.of_one(table, self.detector, row, heartbeat, now=now, path=row)
         table.direct_arrival[row] = now.monotonic
         table.echo_wanted[row] = False
-        if table.liveness[row] == LivenessCode.ALIVE:
+        if table.liveness[row] == _ALIVE:
             return
         old = self.view(row)
         table.liveness[row] = LivenessCode.ALIVE
@@ -529,10 +522,11 @@ class ClusterState:
     def convict_silent(self, now: Now) -> float:
         """Mark those dead whose phi is above the threshold; return how long this process stood still, if it did."""
         table = self.table
-        watched = np.flatnonzero(table.used & (table.liveness != LivenessCode.DOWN))
-        verdict = self.detector.interpret(watched[watched != self.local_row], now.monotonic)
-        for row in verdict.convicted:
-            self.mark_dead(int(row), "convicted")
+        watched = table.used & (table.liveness != _DOWN)
+        watched[self.local_row] = False
+        verdict = self.detector.interpret(watched.nonzero()[0], now.monotonic)
+        for row in verdict.convicted.tolist():
+            self.mark_dead(row, "convicted")
         return verdict.paused_seconds
 
     # -- views -------------------------------------------------------------------------------------------------------
@@ -552,21 +546,22 @@ class ClusterState:
             heartbeat=int(table.heartbeat[row]),
             states_version=int(table.states_version[row]),
             interval_ms=int(table.interval_ms[row]),
-            liveness=_LIVENESS[LivenessCode(int(table.liveness[row]))],
+            liveness=_LIVENESS[int(table.liveness[row])],
             states=MappingProxyType(states),
         )
 
     def live_rows(self) -> Rows:
         """Live endpoints, without the local one."""
         table = self.table
-        rows: Rows = np.flatnonzero(table.used & (table.liveness == LivenessCode.ALIVE))
-        others: Rows = rows[rows != self.local_row]
-        return others
+        live = table.used & (table.liveness == _ALIVE)
+        live[self.local_row] = False
+        rows: Rows = live.nonzero()[0]
+        return rows
 
     def unreachable_rows(self) -> Rows:
         """Endpoints that are not alive and may come back: all but those in a dead state."""
         table = self.table
-        rows: Rows = np.flatnonzero(table.used & (table.liveness != LivenessCode.ALIVE) & ~table.dead_status)
+        rows: Rows = (table.used & (table.liveness != _ALIVE) & ~table.dead_status).nonzero()[0]
         return rows
 
     # -- helpers -----------------------------------------------------------------------------------------------------

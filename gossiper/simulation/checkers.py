@@ -146,30 +146,49 @@ class Observer:
         self._check_own_row(event)
         if self._process.published:
             self._check_published(effects)
-        is_round = type(event) is RoundDue
-        if is_round:
+        if type(event) is RoundDue:
             self._watch_pause(now)
+        if effects:
+            self._note_burials(effects)
         heard = table.heartbeat != self.heartbeat
+        changed = self._changed_rows()
+        if changed:
+            for row in changed:
+                self._check_row(row, event, effects, now)
+            heard[changed] = False
+        rows = heard.nonzero()[0]
+        if len(rows):
+            self._check_heartbeats(rows, now)
+
+    def _changed_rows(self) -> list[int]:
+        """Rows in which something besides the heartbeat differs from the shadow, ascending.
+
+        The own row is never among them: it has been taken over. After most events there are none, so that whole columns
+        are compared as memory first, which costs a fraction of finding out where they differ.
+        """
+        table, states = self._table, self._states
+        same = (
+            table.generation.tobytes() == self.generation.tobytes()
+            and table.states_version.tobytes() == self.states_version.tobytes()
+            and table.liveness.tobytes() == self.liveness.tobytes()
+            and table.used.tobytes() == self.used.tobytes()
+        )
+        # Comparing lists looks at identity first: nothing is compared twice while nothing changes.
+        same_states = table.states == states
+        if same and same_states:
+            return []
         changed = (
             (table.generation != self.generation)
             | (table.states_version != self.states_version)
             | (table.liveness != self.liveness)
             | (table.used != self.used)
         )
-        states = self._states
-        # Comparing lists looks at identity first: nothing is compared twice while nothing changes.
-        if table.states != states:
+        if not same_states:
             known = len(states)
             changed[[i for i, held in enumerate(table.states) if i >= known or held is not states[i]]] = True
-        self._note_burials(effects)
         changed[self._local] = False
-        heard[self._local] = False
-        if changed.any():
-            for row in np.flatnonzero(changed).tolist():
-                self._check_row(row, event, effects, now)
-            heard &= ~changed
-        if heard.any():
-            self._check_heartbeats(np.flatnonzero(heard), now)
+        rows: list[int] = changed.nonzero()[0].tolist()
+        return rows
 
     def _check_published(self, effects: list[Effect]) -> None:
         """What was acknowledged is what the node holds. Publishes that waited are merged: the last one wins."""
@@ -290,7 +309,7 @@ class Observer:
                 event = effect.event
                 replaced = isinstance(event, EndpointReplaced) and event.old.endpoint != event.endpoint
                 expired = isinstance(event, EndpointForgotten) and event.reason == "expired"
-                if isinstance(event, EndpointReplaced | EndpointForgotten) and (replaced or expired):
+                if isinstance(event, (EndpointReplaced, EndpointForgotten)) and (replaced or expired):
                     self._bury(event.old)
 
     def _bury(self, old: EndpointView) -> None:
@@ -326,10 +345,13 @@ class Observer:
         table, truth = self._table, self._truth
         heartbeats = table.heartbeat[rows]
         identities = self.identity[rows]
-        current = truth.generation[identities] == table.generation[rows]
-        wrong = (heartbeats < self.heartbeat[rows]) | self.stopped[rows]
-        wrong |= current & (heartbeats > truth.heartbeat[identities])
-        for row in rows[wrong | ~current].tolist():
+        sound = (
+            (heartbeats > self.heartbeat[rows])
+            & ~self.stopped[rows]
+            & (truth.generation[identities] == table.generation[rows])
+            & (heartbeats <= truth.heartbeat[identities])
+        )
+        for row in rows[~sound].tolist():
             identity, generation = int(self.identity[row]), int(table.generation[row])
             one = truth.of(identity, generation)
             if one is None:
@@ -344,11 +366,15 @@ class Observer:
     def _arrived(self, rows: NDArray[np.intp], now: Now) -> None:
         """Newer heartbeats arrived: the rhythm of arrivals, as the detector should know it."""
         gap = now.monotonic - self.last_seconds[rows]
-        first = np.isinf(gap)
-        recorded = first | (gap <= self._interval_max)
-        self.interval_sum[rows] += np.where(first, self._first_interval, np.where(recorded, gap, 0.0))
-        self.interval_count[rows] += recorded
         self.last_seconds[rows] = now.monotonic
+        recorded = gap <= self._interval_max
+        if np.count_nonzero(recorded) < len(rows):
+            first = rows[np.isinf(gap)]
+            self.interval_sum[first] += self._first_interval
+            self.interval_count[first] += 1
+            rows, gap = rows[recorded], gap[recorded]
+        self.interval_sum[rows] += gap
+        self.interval_count[rows] += 1
 
     # -- values ------------------------------------------------------------------------------------------------------
 

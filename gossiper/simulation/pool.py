@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self, TypeVar
 
 from gossiper.simulation.options import SimulationOptions
 from gossiper.simulation.run import run_seed
@@ -18,6 +19,7 @@ from gossiper.simulation.run import run_seed
 _AHEAD: Final = 2
 
 Finished = Callable[[dict[str, Any]], None]
+_R = TypeVar("_R")
 
 
 class ResumeError(ValueError):
@@ -30,24 +32,72 @@ def run_all(todo: Sequence[SimulationOptions], *, jobs: int, finished: Finished)
     Returns:
         False when it was interrupted (Ctrl-C): then what was begun is finished and the rest left.
     """
-    if jobs <= 1 or len(todo) <= 1:
-        return _run_here(todo, finished)
-    return _run_spawned(todo, jobs, finished)
+    with _Interrupts() as interrupts:
+        if jobs <= 1 or len(todo) <= 1:
+            return _run_here(todo, finished, interrupts)
+        return _run_spawned(todo, jobs, finished, interrupts)
 
 
-def _run_here(todo: Sequence[SimulationOptions], finished: Finished) -> bool:
-    try:
-        for options in todo:
-            finished(run_seed(options).to_json())
-    except KeyboardInterrupt:
-        return False
+class _Interrupts:
+    """Ctrl-C ends a run at once where that is harmless, and is kept in mind everywhere else.
+
+    Python may raise KeyboardInterrupt between any two instructions: also while a result is on disk but not counted yet,
+    and in a callback that swallows it.
+    """
+
+    def __init__(self) -> None:
+        self.noticed = False
+        self._harmless = False
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        # Who ignores interrupts (a job in the background of a script) or has a handler of his own is left alone, and
+        # so are threads other than the main one, which get none.
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            self._before = signal.signal(signal.SIGINT, self._notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _notice(self, *_: object) -> None:
+        self.noticed = True
+        if self._harmless:
+            raise KeyboardInterrupt
+
+    def may_end(self, function: Callable[..., _R], *arguments: Any, **named: Any) -> _R:
+        """``function(...)``, which may be left half done.
+
+        Raises:
+            KeyboardInterrupt: it was.
+        """
+        try:
+            self._harmless = True
+            return function(*arguments, **named)
+        finally:
+            self._harmless = False
+
+
+def _run_here(todo: Sequence[SimulationOptions], finished: Finished, interrupts: _Interrupts) -> bool:
+    for options in todo:
+        if interrupts.noticed:
+            return False
+        try:
+            result = interrupts.may_end(_run_to_json, options)
+        except KeyboardInterrupt:
+            return False
+        finished(result)
     return True
 
 
-def _run_spawned(todo: Sequence[SimulationOptions], jobs: int, finished: Finished) -> bool:
+def _run_spawned(todo: Sequence[SimulationOptions], jobs: int, finished: Finished, interrupts: _Interrupts) -> bool:
     waiting = iter(todo)
     running: set[Future[dict[str, Any]]] = set()
-    interrupted = False
+    stopping = False
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context, initializer=_ignore_interrupts) as pool:
 
@@ -57,20 +107,18 @@ def _run_spawned(todo: Sequence[SimulationOptions], jobs: int, finished: Finishe
 
         submit(_AHEAD * jobs)
         while running:
-            try:
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-            except KeyboardInterrupt:
-                interrupted = True
-                for future in list(running):
-                    if future.cancel():
-                        running.discard(future)
-                continue
+            done: set[Future[dict[str, Any]]] = set()
+            with suppress(KeyboardInterrupt):
+                done = interrupts.may_end(wait, running, return_when=FIRST_COMPLETED).done
             for future in done:
                 running.discard(future)
                 finished(future.result())
-            if not interrupted:
+            if not interrupts.noticed:
                 submit(len(done))
-    return not interrupted
+            elif not stopping:
+                stopping = True
+                running = {future for future in running if not future.cancel()}
+    return not interrupts.noticed
 
 
 def _ignore_interrupts() -> None:

@@ -31,10 +31,11 @@ from gossiper.core.io import (
     Stop,
     Warn,
 )
-from gossiper.core.lifecycle import GONE_STATUSES, Status
+from gossiper.core.lifecycle import Status
 from gossiper.core.local import Publish, Published
 from gossiper.core.messages import GossipDigestAck, GossipDigestSyn, Reply, Request
 from gossiper.core.shadow import ShadowConfig, ShadowRound, Verdict, answer_while_in_shadow
+from gossiper.core.table import NO_EXPIRY
 from gossiper.core.versions import Now, next_generation
 from gossiper.errors import JoinError, LifecycleError, LocalStateError, PeerProtocolError, PublishError
 from gossiper.limits import MESSAGE_BYTES_MAX, SENDS_IN_FLIGHT_MAX, SENDS_IN_FLIGHT_PER_PEER_MAX
@@ -216,10 +217,11 @@ class Process:
         if self._engine is None:
             return
         state = self._engine.state
-        views = [state.view(row) for row in state.table.rows().tolist() if row != state.local_row]
-        self.machine.disk.known_peers = tuple(
-            sorted(view.endpoint for view in views if view.generation and view.status not in GONE_STATUSES)
-        )
+        table = state.table
+        # Only who is gone for good has a time to be forgotten.
+        known = table.used & (table.generation > 0) & (table.expire_ms == NO_EXPIRY)
+        known[state.local_row] = False
+        self.machine.disk.known_peers = tuple(sorted(map(table.endpoint, known.nonzero()[0].tolist())))
 
     def now(self) -> Now:
         """Both clocks of its machine."""

@@ -110,7 +110,9 @@ def encode(message: Message) -> bytes:
     return wire.SerializeToString(deterministic=True)
 
 
+@lru_cache(maxsize=limits.ENDPOINTS_MAX)
 def _sender_out(sender: Sender) -> gossip_pb2.Sender:
+    """Remembered: a node says the same of itself in every message. It is copied into the message, never changed."""
     return gossip_pb2.Sender(
         cluster_name=sender.cluster_name,
         protocol_version=sender.protocol_version,
