@@ -13,6 +13,7 @@ import cProfile
 import json
 import pstats
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from gossiper.simulation.cluster import Cluster
 from gossiper.simulation.faults import FaultInjector
 from gossiper.simulation.loop import stream
 from gossiper.simulation.operations import publish
-from gossiper.simulation.options import SimulationOptions, draw, quiet
+from gossiper.simulation.options import SimulationOptions, Swarm, draw, quiet
 
 SEED = 1
 #: Until then a cluster of this size has met: every pair exchanges an ECHO and whole states once.
@@ -35,10 +36,15 @@ PARTS = {
 }
 
 
+def steady(nodes: int) -> Swarm:
+    """No faults, and clocks that agree within 2 s."""
+    return replace(quiet(nodes), wrong_clocks=0.0)
+
+
 def build(nodes: int, duration_seconds: float, faults: bool) -> Cluster:
     """A cluster that has settled; the measured part follows."""
     options = SimulationOptions(seed=SEED, nodes=nodes, duration_seconds=SETTLE_SECONDS + duration_seconds)
-    cluster = Cluster(options, draw(options, stream(SEED, "swarm")) if faults else quiet(nodes))
+    cluster = Cluster(options, draw(options, stream(SEED, "swarm")) if faults else steady(nodes))
     cluster.loop.run_until(SETTLE_SECONDS)
     if faults:
         FaultInjector(cluster)

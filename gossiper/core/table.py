@@ -250,6 +250,9 @@ class EndpointTable:
     def begin_incarnation(self, row: int, generation: int, interval_ms: int, began_ms: int) -> None:
         """A greater generation of a row, of which no application state is known yet."""
         if self.generation[row]:
+            # One past is remembered: a roster of a cut between the two before it can no longer be told.
+            low, high = int(self.past_began_ms[row]), int(self.began_ms[row])
+            self.rosters = {cut: roster for cut, roster in self.rosters.items() if not low < cut <= high}
             self.past_generation[row] = self.generation[row]
             self.past_interval_ms[row] = self.interval_ms[row]
             self.past_began_ms[row] = self.began_ms[row]
@@ -271,7 +274,7 @@ class EndpointTable:
     def set_expiry(self, row: int, expire_ms: int) -> None:
         """When the row will be forgotten; rosters leave it out some time before."""
         self.expire_ms[row] = expire_ms
-        self._void_rosters(expire_ms - ROSTER_EXPIRY_MS)
+        self._void_rosters(expire_ms - ROSTER_EXPIRY_MS - 1)
 
     def _void_rosters(self, changed_ms: int) -> None:
         """Rosters of a later cut do not hold any more."""

@@ -30,7 +30,7 @@ from gossiper.events import (
 )
 from gossiper.simulation.checkers import Checkers
 from gossiper.simulation.loop import VirtualLoop
-from gossiper.simulation.machine import GenerationFile, Machine, MachineClock
+from gossiper.simulation.machine import OFFSET_SECONDS_MAX, GenerationFile, Machine, MachineClock
 from gossiper.simulation.network import Network
 from gossiper.simulation.options import SimulationOptions, Swarm
 from gossiper.simulation.process import Process
@@ -89,7 +89,8 @@ class Cluster:
         index = len(self.machines)
         endpoint = self._seeds[index] if index < len(self._seeds) else self._new_endpoint(index)
         rng = self.loop.stream(f"machine/{index}")
-        offset = rng.uniform(-2.0, 2.0) if rng.random() < 0.7 else rng.uniform(-3600.0, 3600.0)
+        right = rng.random() >= self.swarm.wrong_clocks
+        offset = rng.uniform(-2.0, 2.0) if right else rng.uniform(-OFFSET_SECONDS_MAX, OFFSET_SECONDS_MAX)
         machine = Machine(
             index=index,
             endpoint=endpoint,

@@ -96,6 +96,8 @@ class Swarm:
     slow_rate: float
     clock_jump_rate: float
     clock_drift_rate: float
+    wrong_clocks: float
+    """Share of machines whose wall clock is up to an hour off from the beginning; the others agree within 2 s."""
 
     def to_json(self) -> dict[str, object]:
         """As plain values."""
@@ -110,6 +112,7 @@ _QUIET: Final[dict[str, float]] = {
     "restart_seconds_max": 30.0, "stay_down": 0.1, "new_address": 0.0, "file_lost": 0.0, "file_corrupt": 0.0,
     "disk_fails_rate": 0.0, "pause_rate": 0.0, "pause_seconds_max": 30.0, "slow_rate": 0.0, "clock_jump_rate": 0.0,
     "clock_drift_rate": 0.0, "leave_rate": 0.0, "remove_rate": 0.0, "replace_rate": 0.0, "disable_rate": 0.0,
+    "wrong_clocks": 0.3,
 }  # fmt: skip
 
 
@@ -166,4 +169,5 @@ def draw(options: SimulationOptions, rng: Random) -> Swarm:
         remove_rate=sometimes(0.3, 0.005, 0.1),
         replace_rate=sometimes(0.4, 0.01, 0.3),
         disable_rate=sometimes(0.3, 0.005, 0.05) * scale,
+        wrong_clocks=rng.choice((0.0, 0.1, 0.3)),
     )
