@@ -24,6 +24,7 @@ from gossiper.core.io import (
     Count,
     Effect,
     EngineEvent,
+    GenerationNotPersisted,
     GenerationPersisted,
     Notify,
     PersistGeneration,
@@ -431,7 +432,7 @@ class GossiperShell:
         try:
             await asyncio.to_thread(self._storage.store_generation, generation)
         except LocalStateError as error:
-            self._warn("generation", f"generation {generation} cannot be kept: {error}")
+            self._do_safely(GenerationNotPersisted(generation, str(error)))
             return
         self._do_safely(GenerationPersisted(generation))
 

@@ -25,6 +25,7 @@ from gossiper.core.io import (
     Effect,
     EnableRequested,
     EngineEvent,
+    GenerationNotPersisted,
     GenerationPersisted,
     LeaveRequested,
     Notify,
@@ -59,7 +60,7 @@ from gossiper.core.peers import PeerPolicy, Peers, choose_targets
 from gossiper.core.rumours import FANOUT_DEFAULT, Rumours
 from gossiper.core.shadow import SHADOW_GENERATION
 from gossiper.core.state import ClusterState
-from gossiper.core.versions import Now
+from gossiper.core.versions import GENERATION_STEP, Now
 from gossiper.errors import LifecycleError, NotRunningError, PeerProtocolError
 from gossiper.events import Event, LocalStopped
 from gossiper.limits import GENERATION_AHEAD_SECONDS_MAX
@@ -72,6 +73,9 @@ CAPABILITIES: Final = "plain"
 ECHOS_PER_ROUND_MAX: Final = 32
 #: Live peers that a shutdown or a leave is announced to at once; gossip among them carries it on.
 ANNOUNCE_PEERS_MAX: Final = 64
+#: A generation that could not be written is tried again after so many intervals: until then nobody listens to this
+#: node, and a full disk is not freed sooner.
+PERSIST_RETRY_INTERVALS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +126,7 @@ class GossipEngine:
         self._rumours = Rumours(config.push_fanout)
         self._set_seeds(config.seeds)
         self._generation_wanted = 0
+        self._persist_again_at: float | None = None
         status = status_of(values.get(ApplicationState.STATUS))
         if status not in INITIAL_STATUSES:
             raise LifecycleError(f"a generation cannot begin as {status}")
@@ -190,6 +195,8 @@ class GossipEngine:
                 return self._failed(event)
             case GenerationPersisted(generation):
                 return self._regenerate(generation, now)
+            case GenerationNotPersisted():
+                return self._not_persisted(event, now)
             case EnableRequested(generation):
                 return self._enable(generation, now)
             case SeedsChanged(seeds):
@@ -247,6 +254,7 @@ class GossipEngine:
                 Warn("local_pause", f"this process stood still for {paused_seconds:.1f} s; nobody is convicted for now")
             )
         self.state.forget_past(now)
+        effects += self._persist_again(now)
         effects += self._echos(now)
         effects += [Send(target, self._syn(now)) for target in self._targets()]
         effects.append(Count("gossiper_rounds_total"))
@@ -496,20 +504,46 @@ class GossipEngine:
 
     def _outrun(self, seen: int, now: Now) -> list[Effect]:
         """Take a greater generation when the cluster remembers one: else nobody would listen to this one."""
-        if seen <= max(self.generation, self._generation_wanted - 1):
+        if seen <= max(self.generation, self._generation_wanted - GENERATION_STEP):
             return []
         if seen > now.wall + GENERATION_AHEAD_SECONDS_MAX:
             return [Count("gossiper_refused_entries_total", "invalid_generation")]
-        self._generation_wanted = seen + 1
+        wanted = self._generation_wanted = seen + GENERATION_STEP
+        self._persist_again_at = None
         return [
-            Warn("own_generation", f"the cluster knows generation {seen} of this node; taking {seen + 1}"),
-            PersistGeneration(seen + 1),
+            Warn("own_generation", f"the cluster knows generation {seen} of this node; taking {wanted}"),
+            PersistGeneration(wanted),
         ]
+
+    def _not_persisted(self, event: GenerationNotPersisted, now: Now) -> list[Effect]:
+        """The disk is full, or gone: without that generation nobody listens to this node, so it goes on trying."""
+        if event.generation != self._generation_wanted or not self._wants_generation():
+            return []
+        wait_seconds = PERSIST_RETRY_INTERVALS * self.config.interval_ms / 1000
+        self._persist_again_at = now.monotonic + wait_seconds
+        return [
+            Count("gossiper_generations_not_persisted_total"),
+            Warn(
+                "generation",
+                f"generation {event.generation} cannot be kept, tried again in {wait_seconds:g} s; until then peers "
+                f"ignore this node: {event.reason}",
+            ),
+        ]
+
+    def _persist_again(self, now: Now) -> list[Effect]:
+        if self._persist_again_at is None or now.monotonic < self._persist_again_at:
+            return []
+        self._persist_again_at = None
+        return [PersistGeneration(self._generation_wanted)] if self._wants_generation() else []
+
+    def _wants_generation(self) -> bool:
+        """Whether this node can still go on in the generation that it asked for."""
+        return not self.stopped and self._generation_wanted > self.generation and self.local.status in _RESUMABLE
 
     def _regenerate(self, generation: int, now: Now) -> list[Effect]:
         if self.stopped or generation <= self.generation or self.local.status not in _RESUMABLE:
             return []
-        self.local.begin(generation, self.local.values(), now)
+        self.local.resume(generation, {}, now)
         return []
 
     def _enable(self, generation: int, now: Now) -> list[Effect]:
@@ -517,7 +551,7 @@ class GossipEngine:
             raise LifecycleError("gossip is running")
         if self.local.status != Status.SHUTDOWN:
             raise LifecycleError(f"a node that is {self.local.status} does not come back")
-        self.local.begin(generation, {**self.local.values(), ApplicationState.STATUS: Status.NORMAL.value}, now)
+        self.local.resume(generation, {ApplicationState.STATUS: Status.NORMAL.value}, now)
         self.stopped = False
         return []
 

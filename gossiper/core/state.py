@@ -139,15 +139,26 @@ class ClusterState:
         table.heartbeat[row] = tick
         return tick
 
-    def publish(self, values: Mapping[str, str | None], version: int, expires_at_ms: int = 0) -> None:
-        """Set (or with None delete) values of the local endpoint, all with the same, greatest version."""
+    def publish(
+        self,
+        values: Mapping[str, str | None],
+        version: int,
+        expires_at_ms: int = 0,
+        *,
+        expiries: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Set (or with None delete) values of the local endpoint, all with the same, greatest version.
+
+        ``expiries``: of the keys for which it is not ``expires_at_ms``.
+        """
         table, row = self.table, self.local_row
         if version <= int(table.states_version[row]):
             raise ValueError(f"version {version} does not follow {int(table.states_version[row])}")
         old = self.view(row)
         states = dict(table.states[row])
         for key, text in values.items():
-            states[key] = VersionedValue(version, text or "", text is None, 0 if text is None else expires_at_ms)
+            expiry_ms = 0 if text is None else expiries.get(key, expires_at_ms)
+            states[key] = VersionedValue(version, text or "", text is None, expiry_ms)
         table.states[row] = states
         table.states_version[row] = version
         self._read(row)
@@ -302,6 +313,9 @@ class ClusterState:
         self._drop_collected(row)
         if old is None:
             return False
+        if ApplicationState.STATUS in changed:
+            # Of two removals in one generation the greater version holds, and its time.
+            table.expire_ms[row] = NO_EXPIRY
         self._read(row)
         self._events.append(StateChanged(state.endpoint, old, self.view(row), _ordered(changed.keys() | gone)))
         if table.stopped[row] or table.dead_status[row]:

@@ -18,6 +18,7 @@ from gossiper.core.io import (
     Count,
     EnableRequested,
     EngineEvent,
+    GenerationNotPersisted,
     GenerationPersisted,
     LeaveRequested,
     Notify,
@@ -320,6 +321,7 @@ class Process:
         except LocalStateError as error:
             self.cluster.trace.line(f"disk {self.endpoint} generation {generation}: {error}")
             self.cluster.faults["persist_failed"] += 1
+            self.do(GenerationNotPersisted(generation, str(error)))
             return
         self.do(GenerationPersisted(generation))
 
