@@ -15,10 +15,11 @@ from typing import Final
 from gossiper.config import GossipConfig
 from gossiper.core.engine import PROTOCOL_VERSION
 from gossiper.core.messages import GossipDigestAck, GossipDigestSyn, Reply, Request
+from gossiper.core.saved import KnownPeer
 from gossiper.core.shadow import ShadowConfig, ShadowRound, Verdict, answer_while_in_shadow
 from gossiper.core.versions import Now, next_generation
 from gossiper.errors import JoinError, PeerProtocolError, TransportError
-from gossiper.storage import KnownPeer, NodeStorage
+from gossiper.storage import NodeStorage
 from gossiper.transport.base import Transport
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Final
 
@@ -58,6 +58,7 @@ from gossiper.core.messages import (
 from gossiper.core.operations import assassination, removal
 from gossiper.core.peers import PeerPolicy, Peers, choose_targets
 from gossiper.core.rumours import FANOUT_DEFAULT, Rumours
+from gossiper.core.saved import REMEMBERED_PER_ANSWER_MAX, KnownPeer, remembered_state
 from gossiper.core.shadow import SHADOW_GENERATION
 from gossiper.core.state import ClusterState
 from gossiper.core.versions import GENERATION_STEP, Now
@@ -95,6 +96,8 @@ class EngineConfig:
     seeds: tuple[str, ...] = field(default=())
     known_peers: tuple[str, ...] = field(default=())
     """Endpoints of an earlier run; tried as unreachable ones until somebody tells of them."""
+    saved_peers: tuple[KnownPeer, ...] = field(default=())
+    """What the own file says of them, so that one that stays dead can be replaced or removed."""
     push_fanout: int = FANOUT_DEFAULT
     """Live peers that each node tells of a change of status at once; 0: digests only, as Cassandra."""
     peer_policy: PeerPolicy = field(default=PeerPolicy())
@@ -132,7 +135,7 @@ class GossipEngine:
             raise LifecycleError(f"a generation cannot begin as {status}")
         self.local.begin(generation, values, now)
         self.state.adopt_local_host_id()
-        self.state.remember(config.known_peers, now)
+        self.state.remember(config.known_peers, now, config.saved_peers)
         self.state.take_events()
 
     @property
@@ -299,12 +302,26 @@ class GossipEngine:
         self._admit(request.sender)
         match request:
             case GossipDigestSyn():
-                return self._syn_received(request, now)
+                effects = self._syn_received(request, now)
+                if request.sender.generation == SHADOW_GENERATION and len(self.state.saved):
+                    effects = [self._with_remembered(one, request, now) for one in effects]
+                return effects
             case GossipDigestAck2():
                 news = self.state.apply(request.states, now, request.sender.endpoint)
                 return [Answer(GossipDigestAck2Reply(news)), *self._echos(now)]
             case EchoRequest():
                 return [Answer(EchoReply(self._sender(), self.heartbeat))]
+
+    def _with_remembered(self, effect: Effect, syn: GossipDigestSyn, now: Now) -> Effect:
+        """Whoever is about to start also hears of members that nobody has heard of since (CASSANDRA-16213)."""
+        if not isinstance(effect, Answer) or not isinstance(effect.reply, GossipDigestAck):
+            return effect
+        told = set(syn.digests.endpoints)
+        more = [peer for peer in self.state.saved.fresh(now.wall) if peer.endpoint not in told]
+        some = more[: 0 if effect.reply.deferred else REMEMBERED_PER_ANSWER_MAX]
+        states = effect.reply.states + tuple(remembered_state(peer, self.config.interval_ms) for peer in some)
+        deferred = effect.reply.deferred + len(more) - len(some)
+        return Answer(replace(effect.reply, states=states, deferred=deferred))
 
     def _admit(self, sender: Sender) -> None:
         if self.stopped:

@@ -39,7 +39,7 @@ def removal(state: ClusterState, host_id: str, removed_by: str, now: Now) -> End
     endpoint = state.endpoint_of(host_id)
     row = None if endpoint is None else state.table.row(endpoint)
     if endpoint is None or row is None:
-        raise LifecycleError(f"no node has host id {host_id}; see 'nodetool status'")
+        return _removal_of_saved(state, host_id, removed_by, now)
     if row == state.local_row:
         raise LifecycleError("this is the node itself; let it leave, or remove it from another one once it is down")
     view = state.view(row)
@@ -50,6 +50,26 @@ def removal(state: ClusterState, host_id: str, removed_by: str, now: Now) -> End
     return _verdict(state, row, removed_value(host_id, now.wall), host_id, removed_by)
 
 
+def _removal_of_saved(state: ClusterState, host_id: str, removed_by: str, now: Now) -> EndpointState:
+    """Of a node that was dead when the whole cluster restarted, so that only the own file still knows it."""
+    peer = state.saved.with_host_id(host_id, now.wall)
+    row = None if peer is None else state.table.row(peer.endpoint)
+    if peer is None or row is None:
+        raise LifecycleError(f"no node has host id {host_id}; see 'nodetool status'")
+    _refuse_if_just_remembered(state, row, now)
+    return _verdict(state, row, removed_value(host_id, now.wall), host_id, removed_by)
+
+
+def _refuse_if_just_remembered(state: ClusterState, row: int, now: Now) -> None:
+    waited_seconds = now.monotonic - float(state.table.known_since[row])
+    wait_seconds = STANDSTILL_INTERVALS * int(state.table.interval_ms[state.local_row]) / 1000
+    if waited_seconds < wait_seconds:
+        raise LifecycleError(
+            f"{state.table.endpoint(row)} is only known from disk, and this node runs for {waited_seconds:.1f} s: "
+            f"it may still hear of it; try again in {wait_seconds - waited_seconds:.1f} s"
+        )
+
+
 def assassination(state: ClusterState, endpoint: str, removed_by: str, now: Now, *, force: bool) -> EndpointState:
     """The generation that says that whatever was at ``endpoint`` has left.
 
@@ -57,7 +77,10 @@ def assassination(state: ClusterState, endpoint: str, removed_by: str, now: Now,
         LifecycleError: it is this node itself, gone already, or its heartbeat moves (unless ``force``).
     """
     row = state.table.row(endpoint)
-    if row is None:
+    saved = state.saved.at(endpoint, now.wall)
+    if row is not None and not state.table.generation[row] and not force:
+        _refuse_if_just_remembered(state, row, now)
+    if row is None or (saved is None and not state.table.generation[row]):
         # Nobody knows its generations: one of now is greater than that of any earlier start.
         return _fabricated(
             endpoint,
@@ -68,6 +91,8 @@ def assassination(state: ClusterState, endpoint: str, removed_by: str, now: Now,
         )
     if row == state.local_row:
         raise LifecycleError("this is the node itself; let it leave")
+    if saved is not None:
+        return _verdict(state, row, left_value(now.wall), saved.host_id, removed_by)
     view = state.view(row)
     if view.status in GONE_STATUSES:
         raise LifecycleError(f"{endpoint} is gone already (status {view.status})")
@@ -82,7 +107,8 @@ def assassination(state: ClusterState, endpoint: str, removed_by: str, now: Now,
 
 def _verdict(state: ClusterState, row: int, status: str, host_id: str | None, removed_by: str) -> EndpointState:
     table = state.table
-    generation = int(table.generation[row]) + REMOVAL_STEP
+    saved = state.saved.at(table.endpoint(row), state.now.wall)
+    generation = (int(table.generation[row]) if saved is None else saved.generation) + REMOVAL_STEP
     if generation > state.now.wall + GENERATION_AHEAD_SECONDS_MAX - VERDICT_TICK * VERDICT_INTERVAL_MS / 1000:
         raise LifecycleError("its generation lies too far in the future for a greater one to be accepted")
     return _fabricated(table.endpoint(row), generation, status=status, host_id=host_id, removed_by=removed_by)

@@ -15,6 +15,7 @@ from typing import Final
 from gossiper.core.application_states import ApplicationState
 from gossiper.core.lifecycle import GONE_STATUSES, STOPPED_STATUSES, Status, status_of
 from gossiper.core.messages import DigestColumns, EndpointState, GossipDigestAck, GossipDigestSyn, Sender
+from gossiper.core.saved import REMEMBERED_HEARTBEAT
 from gossiper.core.versions import Now
 from gossiper.errors import JoinError
 from gossiper.limits import ENDPOINTS_MAX, GENERATION_AHEAD_SECONDS_MAX
@@ -95,6 +96,8 @@ class ShadowRound:
         self._incomplete = False
         self._shadows: set[str] = set()
         self._known: dict[str, _Known] = {}
+        self._saved: dict[str, _Known] = {}
+        """Members of the run before, of which nobody has heard since; they are no rivals and hold no address."""
         self._failures: dict[str, tuple[str, bool]] = {}
 
     @property
@@ -116,7 +119,7 @@ class ShadowRound:
         sender = Sender(config.cluster_name, config.protocol_version, config.endpoint, SHADOW_GENERATION)
         rows = [
             (endpoint, known.state.generation, known.state.heartbeat, known.state.states_version)
-            for endpoint, known in sorted(self._known.items())
+            for endpoint, known in sorted({**self._saved, **self._known}.items())
         ]
         syn = GossipDigestSyn(sender, round(now.wall * 1000), DigestColumns.from_rows(rows))
         return [(peer, syn) for peer in self.asked]
@@ -132,8 +135,10 @@ class ShadowRound:
         self._answers += not ack.deferred
         self._incomplete = ack.deferred > 0
         for state in ack.states:
-            if state.generation <= now.wall + GENERATION_AHEAD_SECONDS_MAX and len(self._known) < ENDPOINTS_MAX:
-                self._learn(state, now)
+            remembered = state.heartbeat == REMEMBERED_HEARTBEAT
+            room = len(self._saved if remembered else self._known) < ENDPOINTS_MAX
+            if state.generation <= now.wall + GENERATION_AHEAD_SECONDS_MAX and room:
+                (self._learn_saved if remembered else self._learn)(state, now)
         for index, endpoint in enumerate(ack.heartbeats.endpoints):
             known = self._known.get(endpoint)
             if known is not None and known.state.generation == int(ack.heartbeats.generations[index]):
@@ -154,6 +159,13 @@ class ShadowRound:
             known.state = state
             known.values.update({key: value.value for key, value in state.values if not value.deleted})
         self._beat(known, state.heartbeat, now)
+
+    def _learn_saved(self, state: EndpointState, now: Now) -> None:
+        known = self._saved.get(state.endpoint)
+        if known is None or state.generation > known.state.generation:
+            values = {key: value.value for key, value in state.values if not value.deleted}
+            first_seen = now.monotonic if known is None else known.first_seen
+            self._saved[state.endpoint] = _Known(state, values, first_seen=first_seen)
 
     @staticmethod
     def _beat(known: _Known, heartbeat: int, now: Now) -> None:
@@ -245,7 +257,8 @@ class ShadowRound:
 
     def _replacing(self, wanted: str, now: Now) -> Verdict | None:
         config = self.config
-        victims = [known for endpoint, known in sorted(self._known.items()) if wanted in (endpoint, known.host_id)]
+        candidates = {**self._only_saved(), **self._known}
+        victims = [known for endpoint, known in sorted(candidates.items()) if wanted in (endpoint, known.host_id)]
         victim = max(victims, key=lambda known: known.state.generation, default=None)
         done = victim is None or victim.status in GONE_STATUSES or victim.host_id == config.host_id
         if config.restarted and done:
@@ -266,6 +279,15 @@ class ShadowRound:
         if endpoint != config.endpoint:
             self._refuse_collisions(self._known.get(config.endpoint))
         return self._go(self._known.get(config.endpoint), replaces=victim)
+
+    def _only_saved(self) -> dict[str, _Known]:
+        """Those of whom nobody told anything else: neither of the endpoint nor of the host id."""
+        host_ids = {known.host_id for known in self._known.values()}
+        return {
+            endpoint: saved
+            for endpoint, saved in self._saved.items()
+            if endpoint not in self._known and saved.host_id not in host_ids
+        }
 
     def _rivals(self) -> list[_Known]:
         """Nodes elsewhere with the own host id that have not said that they stopped."""
@@ -301,12 +323,13 @@ class ShadowRound:
         own = self._known.get(self.config.endpoint)
         if own is not None and self._moves_here(own):
             return True
-        return bool(self._rivals()) or (self.config.replace is not None and bool(self._known))
+        return bool(self._rivals()) or (self.config.replace is not None and bool(self._known or self._saved))
 
     def _go(self, own: _Known | None, *, alone: bool = False, replaces: _Known | None = None) -> Verdict:
         config = self.config
+        past = [known for known in (own, self._saved.get(config.endpoint)) if known is not None]
         return Verdict(
-            own_generation_seen=0 if own is None else own.state.generation,
+            own_generation_seen=max((known.state.generation for known in past), default=0),
             host_id=config.host_id,
             replaces=None if replaces is None else f"{replaces.host_id},{replaces.state.generation}",
             alone=alone,

@@ -35,6 +35,7 @@ from gossiper.core.io import (
 from gossiper.core.lifecycle import GONE_STATUSES, Status
 from gossiper.core.local import Publish, Published
 from gossiper.core.messages import GossipDigestAck, GossipDigestSyn, Reply, Request
+from gossiper.core.saved import KnownPeer, seen_now
 from gossiper.core.shadow import ShadowConfig, ShadowRound, Verdict, answer_while_in_shadow
 from gossiper.core.versions import Now, next_generation
 from gossiper.errors import JoinError, LifecycleError, LocalStateError, PeerProtocolError, PublishError
@@ -112,7 +113,7 @@ class Process:
             host_id=machine.disk.host_id,
             interval_seconds=INTERVAL_MS / 1000,
             seeds=tuple(seed for seed in machine.seeds if seed != self.endpoint),
-            known_peers=tuple(peer for peer in machine.disk.known_peers if peer != self.endpoint),
+            known_peers=tuple(peer.endpoint for peer in machine.disk.known_peers if peer.endpoint != self.endpoint),
             is_seed=machine.is_seed,
             replace=machine.replaces,
             timeout_seconds=cluster.swarm.join_timeout_seconds,
@@ -181,6 +182,7 @@ class Process:
                 echo_retry_seconds=2 * TIMEOUT_SECONDS,
                 seeds=self.machine.seeds,
                 known_peers=tuple(sorted(peers)),
+                saved_peers=disk.known_peers,
             ),
             generation=generation,
             values=self._initial_values(verdict),
@@ -216,11 +218,14 @@ class Process:
     def _store_peers(self) -> None:
         if self._engine is None:
             return
-        state = self._engine.state
+        state, wall_seconds = self._engine.state, self.now().wall
         views = [state.view(row) for row in state.table.rows().tolist() if row != state.local_row]
-        self.machine.disk.known_peers = tuple(
-            sorted(view.endpoint for view in views if view.generation and view.status not in GONE_STATUSES)
+        members = tuple(
+            KnownPeer(view.endpoint, view.host_id or "", "", "", view.generation, seen_now(wall_seconds))
+            for view in sorted(views, key=lambda view: view.endpoint)
+            if view.generation and view.status not in GONE_STATUSES
         )
+        self.machine.disk.known_peers = members + state.saved.fresh(wall_seconds)
 
     def now(self) -> Now:
         """Both clocks of its machine."""
