@@ -168,7 +168,9 @@ class GossiperShell:
         if verdict.alone and self._joining.shadow_config.seeds:
             logger.warning("alone endpoint=%s: no other seed answered; beginning without them", self._endpoint)
         now = self._clock()
-        generation = await take_generation(self._storage, identity, verdict.own_generation_seen, now)
+        if verdict.clock_warning:
+            self._warn("clock", verdict.clock_warning)
+        generation = await take_generation(self._storage, identity, verdict, now)
         self._started = now
         known = {*verdict.peers, *self._joining.shadow_config.known_peers}
         self._engine = GossipEngine(

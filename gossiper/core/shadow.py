@@ -9,6 +9,8 @@ CASSANDRA-16588: an answer that lists this node without a host id is not enough)
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,6 +28,11 @@ SHADOW_GENERATION: Final = 0
 REPEAT_INTERVALS: Final = 5
 #: A node that is to be replaced is taken for dead when its heartbeat stood still for so many intervals.
 STANDSTILL_INTERVALS: Final = 10
+#: A clock that differs by so much from those of most peers is warned of: NTP keeps them within a second, and a message
+#: takes no such time.
+CLOCK_OFFSET_SECONDS_WARN: Final = 60
+#: Peers named in a line about the clock.
+_CLOCK_PEERS_NAMED_MAX: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +72,10 @@ class Verdict:
     """Nobody answered, and this is a seed: it begins a cluster."""
     peers: tuple[str, ...]
     """Endpoints learned, to be remembered before the first exchange."""
+    clock_ahead_seconds: float | None = None
+    """By how much the own wall clock is ahead of the others' (median of the answers); None: nobody answered."""
+    clock_warning: str = ""
+    """What is wrong with the own clock, for an operator; empty when nothing is."""
 
 
 @dataclass(slots=True)
@@ -99,6 +110,8 @@ class ShadowRound:
         self._saved: dict[str, _Known] = {}
         """Members of the run before, of which nobody has heard since; they are no rivals and hold no address."""
         self._failures: dict[str, tuple[str, bool]] = {}
+        self._clocks: dict[str, float] = {}
+        """By how many seconds the own wall clock was ahead of that of each peer that answered."""
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -128,6 +141,8 @@ class ShadowRound:
         """What one peer knows. An answer from somebody who is in a shadow round itself knows nothing."""
         if ack.sender.cluster_name != self.config.cluster_name:
             return
+        if ack.as_of_ms:
+            self._clocks[ack.sender.endpoint] = now.wall - ack.as_of_ms / 1000
         if ack.sender.generation == SHADOW_GENERATION:
             self._shadows.add(ack.sender.endpoint)
             return
@@ -180,6 +195,9 @@ class ShadowRound:
             JoinError: this node may not join, or reached nobody in time.
         """
         config = self.config
+        if self._clock_is_far_ahead():
+            self._refuse_clock(now)
+            return None
         if not config.seeds and not config.known_peers:
             if config.replace is not None:
                 raise JoinError(f"cannot replace {config.replace}: there is no seed to ask")
@@ -195,6 +213,41 @@ class ShadowRound:
         if own is not None and self._moves_here(own) and self._stands_too_short(own, now):
             return None
         return None if self._rivals_may_live(now) else self._go(own)
+
+    def _clock_is_far_ahead(self) -> bool:
+        """Whether most of those who answered would refuse a generation of the own clock (CASSANDRA-8113)."""
+        ahead = sum(seconds > GENERATION_AHEAD_SECONDS_MAX for seconds in self._clocks.values())
+        return 2 * ahead > len(self._clocks)
+
+    def _refuse_clock(self, now: Now) -> None:
+        """One wrong clock that answers first is no majority yet: others get the time until the question is repeated."""
+        waiting = [peer for peer in self.asked if peer not in self._clocks and peer not in self._failures]
+        if waiting and now.monotonic - self._began < REPEAT_INTERVALS * self.config.interval_seconds:
+            return
+        ahead = [peer for peer, seconds in self._clocks.items() if seconds > GENERATION_AHEAD_SECONDS_MAX]
+        raise JoinError(
+            f"the clock of this node is {_duration(self._clock_ahead_seconds() or 0.0)} ahead of {len(ahead)} of the "
+            f"{len(self._clocks)} nodes that answered ({_named(ahead)}); they refuse generations over a day ahead, so "
+            "nobody would see this node. Set its clock, then start it again"
+        )
+
+    def _clock_ahead_seconds(self) -> float | None:
+        return statistics.median(self._clocks.values()) if self._clocks else None
+
+    def _clock_warning(self) -> str:
+        ahead_seconds = self._clock_ahead_seconds()
+        if ahead_seconds is None or abs(ahead_seconds) <= CLOCK_OFFSET_SECONDS_WARN:
+            return ""
+        if ahead_seconds > 0:
+            wrong = f"{_duration(ahead_seconds)} ahead of"
+            so = "its generations are too great, and more than a day ahead they would be refused"
+        else:
+            wrong = f"{_duration(-ahead_seconds)} behind"
+            so = "its generations are too small, and only its data directory and its peers' memory keep them in order"
+            if -ahead_seconds > GENERATION_AHEAD_SECONDS_MAX:
+                so = "it refuses their generations, which lie over a day ahead for it, and sees nobody"
+        asked = f"{len(self._clocks)} nodes that answered ({_named(self._clocks)})"
+        return f"the clock of this node is {wrong} the clocks of {asked}: {so}; set its clock"
 
     def _without_answers(self, now: Now) -> Verdict | None:
         config = self.config
@@ -334,7 +387,19 @@ class ShadowRound:
             replaces=None if replaces is None else f"{replaces.host_id},{replaces.state.generation}",
             alone=alone,
             peers=tuple(endpoint for endpoint in sorted(self._known) if endpoint != config.endpoint),
+            clock_ahead_seconds=self._clock_ahead_seconds(),
+            clock_warning=self._clock_warning(),
         )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" + (f" ({seconds / 86_400:.1f} days)" if seconds >= 86_400 else "")
+
+
+def _named(peers: Iterable[str]) -> str:
+    ordered = sorted(peers)
+    rest = len(ordered) - _CLOCK_PEERS_NAMED_MAX
+    return ", ".join(ordered[:_CLOCK_PEERS_NAMED_MAX]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def answer_while_in_shadow(config: ShadowConfig, syn: GossipDigestSyn, now: Now) -> GossipDigestAck | None:

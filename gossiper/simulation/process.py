@@ -165,6 +165,8 @@ class Process:
 
     def _begin(self, verdict: Verdict) -> None:
         """Take a generation, on disk before anybody hears of it, and begin to gossip."""
+        if verdict.clock_warning:
+            self.cluster.trace.line(f"clock of {self.endpoint}: {verdict.clock_warning}")
         disk, now = self.machine.disk, self.now()
         known = disk.load()
         generation = self.cluster.truth.unused_generation(
