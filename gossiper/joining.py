@@ -15,10 +15,12 @@ from typing import Final
 from gossiper.config import GossipConfig
 from gossiper.core.engine import PROTOCOL_VERSION
 from gossiper.core.messages import GossipDigestAck, GossipDigestSyn, Reply, Request
+from gossiper.core.saved import KnownPeer
 from gossiper.core.shadow import ShadowConfig, ShadowRound, Verdict, answer_while_in_shadow
 from gossiper.core.versions import Now, next_generation
-from gossiper.errors import JoinError, PeerProtocolError, TransportError
-from gossiper.storage import KnownPeer, NodeStorage
+from gossiper.errors import JoinError, LocalStateError, PeerProtocolError, TransportError
+from gossiper.limits import GENERATION_AHEAD_SECONDS_MAX
+from gossiper.storage import NodeStorage
 from gossiper.transport.base import Transport
 
 logger = logging.getLogger(__name__)
@@ -139,13 +141,22 @@ class Joining:
             told(peer, reply)
 
 
-async def take_generation(storage: NodeStorage, identity: Identity, seen: int, now: Now) -> int:
+async def take_generation(storage: NodeStorage, identity: Identity, verdict: Verdict, now: Now) -> int:
     """A generation greater than all before, put on disk before anybody hears of it.
 
     Raises:
-        LocalStateError: it cannot be written.
+        LocalStateError: it cannot be written, or is one that peers would refuse.
     """
-    generation = next_generation(identity.generation, now.wall, seen)
+    generation = next_generation(identity.generation, now.wall, verdict.own_generation_seen)
+    if verdict.clock_ahead_seconds is not None:
+        ahead_seconds = generation - (now.wall - verdict.clock_ahead_seconds)
+        if ahead_seconds > GENERATION_AHEAD_SECONDS_MAX:
+            # The clock is right by now, and was not when the last one was stored.
+            raise LocalStateError(
+                f"generation {identity.generation} in {storage.directory or 'memory'} was taken while the clock was "
+                f"wrong: the next one lies {ahead_seconds / 86_400:.1f} days ahead of the clocks of the nodes that "
+                "answered, and they refuse more than a day. Run `gossiper generation reset` on that directory, or wait"
+            )
     behind_seconds = generation - int(now.wall)
     if behind_seconds > 0:
         # A restart within the same second is no sign of a wrong clock.

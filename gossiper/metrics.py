@@ -7,6 +7,7 @@ Names follow Prometheus: ``gossiper_<what>_<unit>_total`` for counters, labels i
 * ``gossiper_refused_total{reason}``: messages of peers that broke the protocol (``PeerProtocolError.reason``).
 * ``gossiper_send_failures_total{reason}``: sends without an answer (``TransportError.reason``).
 * ``gossiper_internal_errors_total``: defects that were met while a message or a round was handled.
+* ``gossiper_generations_not_persisted_total``: writes of a new generation that failed while the node ran.
 * ``gossiper_rounds_total``, ``gossiper_channels``: rounds begun, channels open.
 
 Not thread-safe: one node lives on one event loop.

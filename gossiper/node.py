@@ -169,7 +169,9 @@ class Gossiper(GossiperShell):
         engine = self._running_engine
         if not self._running:
             raise NotRunningError("the gossiper is not running")
-        generation = next_generation(engine.generation, self._clock().wall)
+        # One that was written just as gossip went off was never begun, but it is used up.
+        stored = (await asyncio.to_thread(self._storage.load)).generation or 0
+        generation = next_generation(max(engine.generation, stored), self._clock().wall)
         if engine.stopped and engine.local.status == Status.SHUTDOWN:
             await asyncio.to_thread(self._storage.store_generation, generation)
         self._do(EnableRequested(generation))

@@ -24,6 +24,7 @@ from gossiper.core.io import (
     Count,
     Effect,
     EngineEvent,
+    GenerationNotPersisted,
     GenerationPersisted,
     Notify,
     PersistGeneration,
@@ -41,6 +42,7 @@ from gossiper.core.lifecycle import GONE_STATUSES, Status
 from gossiper.core.local import Published
 from gossiper.core.messages import EchoRequest, Reply, Request
 from gossiper.core.peers import PeerPolicy
+from gossiper.core.saved import KnownPeer, seen_now
 from gossiper.core.shadow import Verdict
 from gossiper.core.versions import Now
 from gossiper.discovery import ReloadResult, SeedWatcher, parse_seed_sources
@@ -50,7 +52,7 @@ from gossiper.joining import Joining, load_identity, take_generation
 from gossiper.limits import LOG_INTERVAL_SECONDS, SENDS_IN_FLIGHT_MAX, SENDS_IN_FLIGHT_PER_PEER_MAX
 from gossiper.metrics import GossipMetrics
 from gossiper.reporting import log_event
-from gossiper.storage import KnownPeer, NodeStorage
+from gossiper.storage import NodeStorage
 from gossiper.subscriptions import Subscription
 from gossiper.transport.base import Transport
 
@@ -166,11 +168,13 @@ class GossiperShell:
         if verdict.alone and self._joining.shadow_config.seeds:
             logger.warning("alone endpoint=%s: no other seed answered; beginning without them", self._endpoint)
         now = self._clock()
-        generation = await take_generation(self._storage, identity, verdict.own_generation_seen, now)
+        if verdict.clock_warning:
+            self._warn("clock", verdict.clock_warning)
+        generation = await take_generation(self._storage, identity, verdict, now)
         self._started = now
         known = {*verdict.peers, *self._joining.shadow_config.known_peers}
         self._engine = GossipEngine(
-            self._engine_config(seeds, tuple(sorted(known))),
+            self._engine_config(seeds, tuple(sorted(known)), identity.known_peers),
             generation=generation,
             values=self._initial_values(verdict),
             rng=self._rng,
@@ -183,7 +187,9 @@ class GossiperShell:
         host, port = parse_endpoint(self.config.advertise)
         return canonical_endpoint(self.config.advertise) if port else format_endpoint(host, parse_endpoint(bound)[1])
 
-    def _engine_config(self, seeds: tuple[str, ...], known_peers: tuple[str, ...]) -> EngineConfig:
+    def _engine_config(
+        self, seeds: tuple[str, ...], known_peers: tuple[str, ...], saved_peers: tuple[KnownPeer, ...]
+    ) -> EngineConfig:
         config = self.config
         remote_per_second = config.remote_exchanges_per_second
         return EngineConfig(
@@ -198,6 +204,7 @@ class GossiperShell:
             echo_retry_seconds=2 * self._echo_timeout_seconds,
             seeds=seeds,
             known_peers=known_peers,
+            saved_peers=saved_peers,
             push_fanout=config.push_fanout,
             peer_policy=PeerPolicy(
                 own_zone_probability=config.own_zone_probability,
@@ -300,17 +307,21 @@ class GossiperShell:
     async def _store_peers(self) -> None:
         if self.config.data_dir is None or self._engine is None:
             return
-        peers = tuple(
+        wall_seconds = self._clock().wall
+        members = tuple(
             KnownPeer(
                 view.endpoint,
                 view.host_id or "",
                 view.get(ApplicationState.DC) or "",
                 view.get(ApplicationState.RACK) or "",
                 view.generation,
+                seen_now(wall_seconds),
             )
             for view in self.members()
             if view.endpoint != self._endpoint and view.generation and view.status not in GONE_STATUSES
         )
+        # A member that is dead since a run before stays remembered, as long as it may be.
+        peers = members + self._engine.state.saved.fresh(wall_seconds)
         if peers == self._stored_peers:
             return
         try:
@@ -431,7 +442,7 @@ class GossiperShell:
         try:
             await asyncio.to_thread(self._storage.store_generation, generation)
         except LocalStateError as error:
-            self._warn("generation", f"generation {generation} cannot be kept: {error}")
+            self._do_safely(GenerationNotPersisted(generation, str(error)))
             return
         self._do_safely(GenerationPersisted(generation))
 

@@ -9,11 +9,15 @@ The file is text, one field per line, closed by a checksum over everything above
     checksum 0123456789abcdef0123456789abcdef        (xxh3_128, hexadecimal)
 
 Known peers let a whole cluster that restarts find itself while no seed is up (CASSANDRA-13851). They have a file of
-their own, in the order of their endpoints; the last three fields are percent-encoded UTF-8::
+their own, in the order of their endpoints: generation, the hour in which this node last held the peer for a member,
+and three fields in percent-encoded UTF-8. With them a member that stays dead can be replaced (CASSANDRA-16213)::
 
-    gossiper-peers 1
-    peer 10.0.0.1:7000 1764000000 6f9619ff-8b86-4d01-b42d-00cf4fc964ff datacenter1 rack1
+    gossiper-peers 2
+    peer 10.0.0.1:7000 1764000000 1764003600 6f9619ff-8b86-4d01-b42d-00cf4fc964ff datacenter1 rack1
     checksum 0123456789abcdef0123456789abcdef
+
+The form before, ``gossiper-peers 1``, has no hour; it is read, and the time at which the file was written takes its
+place.
 
 Identity and peers differ in what is at stake. A damaged identity stops the node: to guess could use a generation twice.
 Damaged peers are set aside and learned again.
@@ -41,6 +45,7 @@ from urllib.parse import quote, unquote
 import xxhash
 
 from gossiper.core.endpoints import canonical_endpoint
+from gossiper.core.saved import KnownPeer
 from gossiper.errors import LocalStateError
 from gossiper.limits import ENDPOINTS_MAX, INTEGER_MAX
 
@@ -52,7 +57,8 @@ _HEADER: Final = "gossiper-identity 1"
 #: Four short lines; anything longer is not ours.
 _FILE_BYTES_MAX: Final = 1024
 PEERS_FILE_NAME: Final = "gossip.peers"
-_PEERS_HEADER: Final = "gossiper-peers 1"
+_PEERS_HEADER: Final = "gossiper-peers 2"
+_PEERS_HEADER_BEFORE: Final = "gossiper-peers 1"
 #: A node knows no more endpoints than that.
 KNOWN_PEERS_MAX: Final = ENDPOINTS_MAX
 #: Five times as many bytes as that many ordinary peers need; bounds memory and time of a start.
@@ -65,17 +71,6 @@ class StoredIdentity:
 
     generation: int | None
     host_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class KnownPeer:
-    """A peer as it was last known. ``endpoint`` is canonical; texts that it never published are empty."""
-
-    endpoint: str
-    host_id: str
-    datacenter: str
-    rack: str
-    generation: int
 
 
 class NodeStorage:
@@ -308,18 +303,21 @@ def _check_succession(generation: int, host_id: str, new: StoredIdentity, direct
         raise LocalStateError(f"generation {new.generation} is not greater than {generation}, which was used before")
 
 
-def _peers_body(peers: Sequence[KnownPeer]) -> bytes:
+def _peers_body(peers: Sequence[KnownPeer], header: str = _PEERS_HEADER) -> bytes:
     if len(peers) > KNOWN_PEERS_MAX:
         raise LocalStateError(f"{len(peers)} known peers, at most {KNOWN_PEERS_MAX} are stored")
-    lines = [_PEERS_HEADER]
+    lines = [header]
     previous = ""
     for peer in peers:
         if peer.endpoint == previous or canonical_endpoint(peer.endpoint) != peer.endpoint:
             raise ValueError(f"known peer {peer.endpoint!r} is there twice, or not canonical")
         if not 0 <= peer.generation < INTEGER_MAX:
             raise ValueError(f"known peer {peer.endpoint}: generation {peer.generation} is impossible")
+        if not 0 <= peer.seen_seconds < INTEGER_MAX:
+            raise ValueError(f"known peer {peer.endpoint}: time {peer.seen_seconds} is impossible")
         texts = " ".join(quote(text, safe="") for text in (peer.host_id, peer.datacenter, peer.rack))
-        lines.append(f"peer {peer.endpoint} {peer.generation} {texts}")
+        numbers = f"{peer.generation} {peer.seen_seconds}" if header == _PEERS_HEADER else f"{peer.generation}"
+        lines.append(f"peer {peer.endpoint} {numbers} {texts}")
         previous = peer.endpoint
     body = ("\n".join(lines) + "\n").encode("ascii")
     if len(body) + len(_checksum_line(body)) > PEERS_BYTES_MAX:
@@ -332,13 +330,14 @@ def _read_peers(path: Path) -> tuple[KnownPeer, ...]:
     try:
         with path.open("rb") as file:
             data = file.read(PEERS_BYTES_MAX + 1)
+            written_seconds = max(0, int(os.fstat(file.fileno()).st_mtime))
     except FileNotFoundError:
         return ()
     except OSError as error:
         logger.warning("peers_unreadable %s: %s; known peers must be learned again", path, error.strerror or error)
         return ()
     try:
-        return _parse_peers(data)
+        return _parse_peers(data, written_seconds)
     except ValueError as error:
         aside = path.with_name(PEERS_FILE_NAME + ".corrupt")
         try:
@@ -351,21 +350,24 @@ def _read_peers(path: Path) -> tuple[KnownPeer, ...]:
         return ()
 
 
-def _parse_peers(data: bytes) -> tuple[KnownPeer, ...]:
+def _parse_peers(data: bytes, written_seconds: int) -> tuple[KnownPeer, ...]:
     lines = _parse_body(data, PEERS_BYTES_MAX, "a file of peers")
-    if lines[:1] != [_PEERS_HEADER]:
+    header = lines[0] if lines else ""
+    if header not in {_PEERS_HEADER, _PEERS_HEADER_BEFORE}:
         raise ValueError(f"not {_PEERS_HEADER!r}, perhaps written by a later version")
     if len(lines) - 1 > KNOWN_PEERS_MAX:
         raise ValueError(f"{len(lines) - 1} peers, at most {KNOWN_PEERS_MAX} are possible")
     peers: list[KnownPeer] = []
     for number, line in enumerate(lines[1:], 2):
         fields = line.split(" ")
-        if len(fields) != 6 or fields[0] != "peer":
+        if header == _PEERS_HEADER_BEFORE:
+            fields.insert(3, str(written_seconds))
+        if len(fields) != 7 or fields[0] != "peer":
             raise ValueError(f"line {number} is not a peer")
-        host_id, datacenter, rack = (unquote(text, errors="strict") for text in fields[3:])
-        peers.append(KnownPeer(fields[1], host_id, datacenter, rack, int(fields[2])))
+        host_id, datacenter, rack = (unquote(text, errors="strict") for text in fields[4:])
+        peers.append(KnownPeer(fields[1], host_id, datacenter, rack, int(fields[2]), int(fields[3])))
     # Checks every endpoint and generation, and that a field has no second spelling.
-    if not data.startswith(_peers_body(sorted(peers, key=lambda peer: peer.endpoint))):
+    if not data.startswith(_peers_body(sorted(peers, key=lambda peer: peer.endpoint), header)):
         raise ValueError("not as this version writes it")
     return tuple(peers)
 

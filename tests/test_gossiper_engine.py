@@ -213,7 +213,7 @@ def test_a_forgotten_generation_is_outrun() -> None:
     cluster.add(C, generation=old.generation - 5000)
     cluster.do(C, Publish({"kept": "yes"}, 1))
     cluster.run(8)
-    assert cluster.engines[C].generation == old.generation + 1
+    assert cluster.engines[C].generation == old.generation + 2
     assert cluster.converged()
     assert cluster.view(A)[C][1] == "alive"
     assert cluster.view(A)[C][2]["kept"] == "yes"
@@ -341,9 +341,9 @@ def test_ticks_versions_generations() -> None:
     assert version_of(7, 15) == 127
     assert tick_of(127) == 7
     assert next_generation(None, 1000.9) == 1000
-    assert next_generation(1000, 1000.9) == 1001
-    assert next_generation(5000, 1000.9) == 5001
-    assert next_generation(5000, 1000.9, own_seen=7000) == 7001
+    assert next_generation(1000, 1000.9) == 1002
+    assert next_generation(5000, 1000.9) == 5002
+    assert next_generation(5000, 1000.9, own_seen=7000) == 7002
 
 
 def test_application_states_are_the_ones_of_the_field() -> None:

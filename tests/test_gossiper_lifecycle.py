@@ -241,7 +241,7 @@ def test_who_has_left_cannot_be_anything_else_again_in_this_generation() -> None
         cluster.do(B, LeaveRequested())
     cluster.do(B, ShutdownRequested())
     with pytest.raises(LifecycleError, match="does not come back"):
-        cluster.do(B, EnableRequested(cluster.engines[B].generation + 1))
+        cluster.do(B, EnableRequested(cluster.engines[B].generation + 2))
 
 
 # -- removing and assassinating ---------------------------------------------------------------------------------------
@@ -407,12 +407,12 @@ def test_gossip_is_disabled_and_enabled_in_a_new_generation() -> None:
     cluster.run(5)
     assert cluster.view(A)[C][1] == "down"
     before = cluster.engines[C].generation
-    cluster.do(C, EnableRequested(before + 1))
+    cluster.do(C, EnableRequested(before + 2))
     cluster.run(6)
-    assert cluster.view(A)[C][:2] == (before + 1, "alive")
+    assert cluster.view(A)[C][:2] == (before + 2, "alive")
     assert cluster.view(A)[C][2]["kept"] == "yes"
     with pytest.raises(LifecycleError, match="is running"):
-        cluster.do(C, EnableRequested(before + 2))
+        cluster.do(C, EnableRequested(before + 4))
 
 
 def test_a_node_that_is_not_a_member_yet_stops_without_a_word() -> None:
@@ -429,7 +429,7 @@ def test_a_persisted_generation_that_comes_too_late_changes_nothing() -> None:
     cluster = settled(2)
     cluster.do(B, ShutdownRequested())
     generation = cluster.engines[B].generation
-    cluster.do(B, GenerationPersisted(generation + 1))
+    cluster.do(B, GenerationPersisted(generation + 2))
     assert cluster.engines[B].generation == generation
     with pytest.raises(NotRunningError):
         cluster.do(B, ChangeHealth(True))

@@ -151,7 +151,7 @@ async def test_the_clock_may_go_back(start: Start, tmp_path: Path) -> None:
         storage.load()
         storage.store_generation(future)
     g = await start(data_dir=tmp_path)
-    assert g.generation == future + 1
+    assert g.generation == future + 2
 
 
 async def test_two_gossipers_do_not_share_a_port_or_a_directory(start: Start, tmp_path: Path) -> None:
@@ -345,3 +345,65 @@ async def test_a_slow_subscriber_misses_events_and_is_told() -> None:
     subscription.close()
     assert len([event async for event in subscription]) == EVENT_QUEUE_MAX - 1
     assert closed == [subscription]
+
+
+async def test_a_generation_that_could_not_be_written_is_tried_again(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = await memory.start("10.0.0.1:7000")
+    future = int(system_clock().wall) + 3600
+    with NodeStorage(tmp_path) as storage:
+        storage.load()
+        storage.store_generation(future)
+    two = await memory.start("10.0.0.2:7000", data_dir=tmp_path)
+    await until("joined", sees(one, two.endpoint, "alive"))
+    await two.stop()
+    # Its directory was lost, and it asks nobody who knows it before it begins.
+    again = await memory.start("10.0.0.2:7000", seeds=(), host_id=two.host_id, data_dir=tmp_path / "lost")
+    full = True
+    store = NodeStorage.store_generation
+
+    def fails(self: NodeStorage, generation: int, host_id: str | None = None) -> None:
+        if full:
+            raise LocalStateError("no space left on device")
+        store(self, generation, host_id)
+
+    monkeypatch.setattr(NodeStorage, "store_generation", fails)
+    again._do(SeedsChanged((one.endpoint,)))
+    failures = "gossiper_generations_not_persisted_total"
+    await until("it failed twice", lambda: again.metrics.value(failures) >= 2)
+    assert again.generation < future
+    assert "cannot be kept, tried again in 0.25 s; until then peers ignore this node: no space left" in caplog.text
+    full = False
+    await until("it is heard of", sees(one, again.endpoint, "alive"))
+    assert again.generation > future
+
+
+async def test_a_wrong_clock_is_said_at_the_start(memory: Memory, caplog: pytest.LogCaptureFixture) -> None:
+    one = await memory.start("10.0.0.1:7000")
+    right = memory.clock
+    wrong_seconds = 2 * 86_400.0
+
+    def clock() -> Now:
+        now = right()
+        return Now(now.monotonic, now.wall + wrong_seconds)
+
+    memory.clock = clock  # type: ignore[method-assign]  # of this one node
+    with pytest.raises(JoinError, match="the clock of this node is 172800 s") as refused:
+        await memory.start("10.0.0.2:7000")
+    assert one.endpoint in str(refused.value)
+    wrong_seconds = 300.0
+    two = await memory.start("10.0.0.2:7000")
+    assert "the clock of this node is 300 s ahead of the clocks of 1 nodes that answered" in caplog.text
+    await until("it joins", sees(one, two.endpoint, "alive"))
+
+
+async def test_a_generation_on_disk_that_peers_would_refuse(memory: Memory, tmp_path: Path) -> None:
+    await memory.start("10.0.0.1:7000")
+    with NodeStorage(tmp_path) as storage:
+        storage.load()
+        storage.store_generation(int(system_clock().wall) + 3 * 86_400)
+    with pytest.raises(LocalStateError, match=r"lies 3\.0 days ahead of the clocks .*`gossiper generation reset`"):
+        await memory.start("10.0.0.2:7000", data_dir=tmp_path)
+    alone = await memory.start("10.0.0.3:7000", seeds=(), data_dir=tmp_path)
+    assert alone.generation > system_clock().wall + 86_400, "nobody is there who would refuse it"

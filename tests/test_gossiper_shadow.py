@@ -228,3 +228,97 @@ def test_a_large_cluster_answers_a_shadow_in_parts() -> None:
     assert the_round.verdict(cluster.now) is None, "the rest may hold a collision"
     the_round.answered(ack, cluster.now)
     assert the_round.verdict(cluster.now) is not None
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+DAY = 86_400.0
+
+
+def clock_round(*own_ahead_seconds: float, silent: tuple[str, ...] = (), **changes: Any) -> ShadowRound:
+    """A round in which each answer comes from a node than which the own clock is so far ahead."""
+    answering = tuple(f"10.0.0.{n}:7000" for n in range(len(own_ahead_seconds)))
+    the_round = ShadowRound(shadow(D, seeds=answering + silent, **changes), Now(0.0, WALL))
+    the_round.poll(Now(0.0, WALL))
+    empty = DigestColumns.empty()
+    for name, ahead in zip(answering, own_ahead_seconds, strict=True):
+        as_of_ms = round((WALL - ahead) * 1000)
+        the_round.answered(GossipDigestAck(Sender("test", 1, name, 5), as_of_ms, empty, empty, ()), Now(0.0, WALL))
+    return the_round
+
+
+def test_a_clock_over_a_day_ahead_of_most_does_not_start() -> None:
+    the_round = clock_round(2 * DAY, 2 * DAY + 1, 3.0)
+    with pytest.raises(JoinError) as refused:
+        the_round.verdict(Now(1.0, WALL + 1))
+    line = str(refused.value)
+    assert "172800 s (2.0 days) ahead of 2 of the 3 nodes that answered (10.0.0.0:7000, 10.0.0.1:7000)" in line
+    assert "Set its clock" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("ahead", [(2 * DAY, 0.0), (2 * DAY, 0.0, 1.0), (DAY - 1,), ()])
+def test_a_clock_that_no_majority_finds_a_day_ahead_starts(ahead: tuple[float, ...]) -> None:
+    the_round = clock_round(*ahead, is_seed=True)
+    verdict = the_round.verdict(Now(60.0, WALL + 60))
+    assert verdict is not None
+    assert verdict.alone is not bool(ahead)
+
+
+def test_one_wrong_clock_that_answers_first_is_no_majority_yet() -> None:
+    the_round = clock_round(2 * DAY, silent=(B, C))
+    assert the_round.verdict(Now(1.0, WALL + 1)) is None
+    empty = DigestColumns.empty()
+    for name in (B, C):
+        as_of_ms = round(WALL * 1000)
+        the_round.answered(GossipDigestAck(Sender("test", 1, name, 5), as_of_ms, empty, empty, ()), Now(1.0, WALL))
+    assert the_round.verdict(Now(2.0, WALL + 2)) is not None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_when_no_other_answer_comes_it_is_the_majority(fails: bool) -> None:
+    the_round = clock_round(2 * DAY, silent=(B, C))
+    for name in (B, C) if fails else ():
+        the_round.failed(name, "unavailable", retriable=True)
+    with pytest.raises(JoinError, match="ahead of 1 of the 1 nodes"):
+        the_round.verdict(Now(1.0 if fails else 5.0, WALL))
+
+
+def test_nodes_that_are_starting_too_have_clocks() -> None:
+    the_round = ShadowRound(shadow(D, seeds=(A,), is_seed=True), Now(0.0, WALL))
+    empty = DigestColumns.empty()
+    as_of_ms = round((WALL - 2 * DAY) * 1000)
+    the_round.answered(GossipDigestAck(Sender("test", 1, A, 0), as_of_ms, empty, empty, ()), Now(0.0, WALL))
+    with pytest.raises(JoinError, match="the clock of this node"):
+        the_round.verdict(Now(5.0, WALL + 5))
+
+
+@pytest.mark.parametrize(
+    ("ahead", "said"),
+    [
+        ((0.0,), ""),
+        ((60.0, 60.0), ""),
+        ((-60.0,), ""),
+        ((61.0,), "61 s ahead of the clocks of 1 nodes that answered (10.0.0.0:7000): its generations are too great"),
+        ((3600.0, 0.0, 3600.0), "3600 s ahead of the clocks of 3"),
+        ((3600.0, 0.0, 0.0), ""),
+        ((-61.0,), "61 s behind the clocks of 1 nodes that answered (10.0.0.0:7000): its generations are too small"),
+        ((-2 * DAY, -2 * DAY), "172800 s (2.0 days) behind the clocks of 2 nodes"),
+        ((-2 * DAY,), "it refuses their generations, which lie over a day ahead for it, and sees nobody"),
+        ((-61.0,) * 7, "10.0.0.4:7000 and 2 more)"),
+    ],
+)
+def test_a_clock_that_differs_is_warned_of(ahead: tuple[float, ...], said: str) -> None:
+    verdict = clock_round(*ahead).verdict(Now(1.0, WALL + 1))
+    assert verdict is not None
+    assert said in verdict.clock_warning
+    assert bool(said) == bool(verdict.clock_warning)
+
+
+def test_a_peer_that_says_no_time_is_not_compared() -> None:
+    the_round = ShadowRound(shadow(D, seeds=(A,)), Now(0.0, WALL))
+    empty = DigestColumns.empty()
+    the_round.answered(GossipDigestAck(Sender("test", 1, A, 5), 0, empty, empty, ()), Now(0.0, WALL))
+    verdict = the_round.verdict(Now(1.0, WALL))
+    assert verdict is not None
+    assert (verdict.clock_ahead_seconds, verdict.clock_warning) == (None, "")

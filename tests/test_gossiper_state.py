@@ -384,7 +384,9 @@ def test_evidence_tells_path_and_directness() -> None:
     ("changes", "reason"),
     [
         ({"generation": int(WALL) + 86_401}, "invalid_generation"),
-        ({"generation": int(WALL) + 86_400, "heartbeat": 0}, None),
+        ({"generation": int(WALL) + 86_399, "heartbeat": 1}, None),
+        ({"generation": int(WALL) + 86_400, "heartbeat": 1}, "invalid_heartbeat"),
+        ({"heartbeat": 0}, "invalid_heartbeat"),
         ({"heartbeat": 3600 + 86_400 + 2}, "invalid_heartbeat"),
         ({"heartbeat": 3600 + 86_400 - 2}, None),
     ],

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ from gossiper.storage import (
 HOST_ID = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"
 OTHER_ID = "11111111-2222-4333-8444-555555555555"
 PEERS = (
-    KnownPeer("10.0.0.1:7000", HOST_ID, "datacenter1", "rack1", 1_764_000_000),
-    KnownPeer("10.0.0.2:7000", OTHER_ID, "Süd West%20", "", 1_764_000_009),
+    KnownPeer("10.0.0.1:7000", HOST_ID, "datacenter1", "rack1", 1_764_000_000, 1_764_003_600),
+    KnownPeer("10.0.0.2:7000", OTHER_ID, "Süd West%20", "", 1_764_000_009, 1_764_000_000),
     KnownPeer("[::1]:7000", "", "", "", 0),
 )
 
@@ -442,12 +443,30 @@ def test_peers_in_memory_only() -> None:
 
 def test_the_format_of_peers_is_the_documented_text(tmp_path: Path) -> None:
     body = (
+        "gossiper-peers 2\n"
+        f"peer 10.0.0.1:7000 1764000000 1764003600 {HOST_ID} datacenter1 rack1\n"
+        f"peer 10.0.0.2:7000 1764000009 1764000000 {OTHER_ID} S%C3%BCd%20West%2520 \n"
+        "peer [::1]:7000 0 0   \n"
+    )
+    assert with_peers(tmp_path).read_bytes() == sealed(body)
+
+
+def test_peers_in_the_form_before_are_read_and_were_seen_when_it_was_written(tmp_path: Path) -> None:
+    body = (
         "gossiper-peers 1\n"
         f"peer 10.0.0.1:7000 1764000000 {HOST_ID} datacenter1 rack1\n"
         f"peer 10.0.0.2:7000 1764000009 {OTHER_ID} S%C3%BCd%20West%2520 \n"
         "peer [::1]:7000 0   \n"
     )
-    assert with_peers(tmp_path).read_bytes() == sealed(body)
+    path = tmp_path / PEERS_FILE_NAME
+    path.write_bytes(sealed(body))
+    os.utime(path, (1_764_111_111, 1_764_111_111))
+    before = tuple(replace(peer, seen_seconds=1_764_111_111) for peer in PEERS)
+    with opened(tmp_path) as storage:
+        assert storage.load_peers() == before
+        storage.store_peers(PEERS)
+    with opened(tmp_path) as storage:
+        assert storage.load_peers() == PEERS
 
 
 _texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -457,6 +476,7 @@ _peers = st.builds(
     _texts,
     _texts,
     _texts,
+    st.integers(0, INTEGER_MAX - 1),
     st.integers(0, INTEGER_MAX - 1),
 )
 
@@ -470,7 +490,7 @@ def test_any_text_survives_and_the_same_peers_are_the_same_bytes(
     first = with_peers(directory / "a", tuple(peers)).read_bytes()
     random.shuffle(peers)
     assert with_peers(directory / "b", tuple(peers)).read_bytes() == first
-    assert set(_parse_peers(first)) == set(peers)
+    assert set(_parse_peers(first, 0)) == set(peers)
 
 
 def test_reset_and_clear_of_the_identity_keep_the_peers(tmp_path: Path) -> None:
@@ -491,10 +511,10 @@ def test_every_flipped_bit_and_every_shorter_file_of_peers_is_noticed(tmp_path: 
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(ValueError, match=r"wrong checksum|not a file of peers"):
-            _parse_peers(bytes(damaged))
+            _parse_peers(bytes(damaged), 0)
     for length in range(len(data)):
         with pytest.raises(ValueError, match=r"wrong checksum|not a file of peers"):
-            _parse_peers(data[:length])
+            _parse_peers(data[:length], 0)
 
 
 @pytest.mark.parametrize(
@@ -503,8 +523,13 @@ def test_every_flipped_bit_and_every_shorter_file_of_peers_is_noticed(tmp_path: 
         (b"", "not a file of peers"),
         (b"\0" * 5000, "not a file of peers"),
         (sealed("gossiper-peers 1\n")[:-2] + b"!\n", "wrong checksum"),
-        (sealed("gossiper-peers 2\nall is different\n"), "not 'gossiper-peers 1', perhaps written by a later version"),
-        (sealed(""), "not 'gossiper-peers 1', perhaps"),
+        (sealed("gossiper-peers 3\nall is different\n"), "not 'gossiper-peers 2', perhaps written by a later version"),
+        (sealed(""), "not 'gossiper-peers 2', perhaps"),
+        (sealed("gossiper-peers 2\npeer 10.0.0.1:7000 5 a b c\n"), "line 2 is not a peer"),
+        (sealed("gossiper-peers 2\npeer a:1 5 -6 a b c\n"), "time -6 is impossible"),
+        (sealed("gossiper-peers 2\npeer a:1 5 06 a b c\n"), "not as this version writes it"),
+        (sealed("gossiper-peers 2\npeer a:1 5 6 %61 b c\n"), "not as this version writes it"),
+        (sealed("gossiper-peers 1\npeer a:1 5 6 a b c\n"), "line 2 is not a peer"),
         (sealed("gossiper-peers 1\npeer 10.0.0.1:7000 5 a b\n"), "line 2 is not a peer"),
         (sealed("gossiper-peers 1\npear 10.0.0.1:7000 5 a b c\n"), "line 2 is not a peer"),
         (sealed("gossiper-peers 1\npeer nowhere 5 a b c\n"), "'nowhere' is not host:port"),
@@ -568,6 +593,8 @@ def test_peers_over_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         [KnownPeer("node:1", "", "", "", -1)],
         [KnownPeer("node:1", "", "", "", INTEGER_MAX)],
         [KnownPeer("node:1", "", "\udc80", "", 1)],
+        [KnownPeer("node:1", "", "", "", 1, -1)],
+        [KnownPeer("node:1", "", "", "", 1, INTEGER_MAX)],
     ],
 )
 def test_peers_that_no_node_could_know_are_refused(tmp_path: Path, peers: list[KnownPeer]) -> None:

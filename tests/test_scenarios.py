@@ -179,10 +179,25 @@ def _rumours_of_the_removed_count(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Quarantine, "refuses", lambda *_: False)
 
 
+def _any_clock_will_do(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ShadowRound, "_clock_is_far_ahead", lambda _: False)
+
+
+def _memories_are_not_told(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(GossipEngine, "_with_remembered", lambda _self, effect, _syn, _now: effect)
+
+
+def _removed_at_once(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("gossiper.core.operations._refuse_if_just_remembered", lambda *_: None)
+
+
 #: What is removed, and the scenario that finds it.
 PLANTED: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
     "an ECHO that failed is repeated": (_echo_is_never_repeated, "stale_echo"),
-    "generations of the future are refused": (_everything_is_plausible, "clock_far_ahead"),
+    "generations of the future are refused": (_everything_is_plausible, "clock_far_ahead_on_disk"),
+    "a clock far ahead is not started with": (_any_clock_will_do, "clock_far_ahead"),
+    "those in files only can be replaced": (_memories_are_not_told, "replace_after_full_restart"),
+    "one known from disk may be heard of": (_removed_at_once, "remove_after_full_restart"),
     "removals expire": (_nothing_expires, "removal_expires_everywhere"),
     "older generations are void": (_older_generations_count, "late_shutdown_message"),
     "the unreachable are tried": (_unreachable_are_left_alone, "partition_and_heal"),

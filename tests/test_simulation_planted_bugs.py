@@ -126,14 +126,14 @@ PLANTED = (
     Planted(
         "a node outruns a greater generation of itself",
         GossipEngine, "_outrun",
-        (("if seen <= max(self.generation, self._generation_wanted - 1):", "if True:"),),
+        (("if seen <= max(self.generation, self._generation_wanted - GENERATION_STEP):", "if True:"),),
         0, "core_unknown",
         pair="restart_clock_behind-partition",
     ),
     Planted(
         "a new generation is greater than the one on disk",
         versions, "next_generation",
-        (("(persisted or 0) + 1", "0"),),
+        (("(persisted or 0) + GENERATION_STEP", "0"),),
         49, "core_not_running",
         also_in=(process,),
     ),

@@ -28,6 +28,7 @@ from gossiper.core.io import (
     Effect,
     EnableRequested,
     EngineEvent,
+    GenerationNotPersisted,
     GenerationPersisted,
     LeaveRequested,
     Notify,
@@ -59,9 +60,10 @@ from gossiper.core.messages import (
 from gossiper.core.operations import assassination, removal
 from gossiper.core.peers import PeerPolicy, Peers, choose_targets
 from gossiper.core.rumours import FANOUT_DEFAULT, Rumours
+from gossiper.core.saved import REMEMBERED_PER_ANSWER_MAX, KnownPeer, remembered_state
 from gossiper.core.shadow import SHADOW_GENERATION
 from gossiper.core.state import ClusterState
-from gossiper.core.versions import Now
+from gossiper.core.versions import GENERATION_STEP, Now
 from gossiper.errors import LifecycleError, NotRunningError, PeerProtocolError
 from gossiper.events import Event, LocalStopped
 from gossiper.limits import GENERATION_AHEAD_SECONDS_MAX
@@ -74,6 +76,9 @@ CAPABILITIES: Final = f"plain,{COMPACT}"
 ECHOS_PER_ROUND_MAX: Final = 32
 #: Live peers that a shutdown or a leave is announced to at once; gossip among them carries it on.
 ANNOUNCE_PEERS_MAX: Final = 64
+#: A generation that could not be written is tried again after so many intervals: until then nobody listens to this
+#: node, and a full disk is not freed sooner.
+PERSIST_RETRY_INTERVALS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +98,8 @@ class EngineConfig:
     seeds: tuple[str, ...] = field(default=())
     known_peers: tuple[str, ...] = field(default=())
     """Endpoints of an earlier run; tried as unreachable ones until somebody tells of them."""
+    saved_peers: tuple[KnownPeer, ...] = field(default=())
+    """What the own file says of them, so that one that stays dead can be replaced or removed."""
     push_fanout: int = FANOUT_DEFAULT
     """Live peers that each node tells of a change of status at once; 0: digests only, as Cassandra."""
     peer_policy: PeerPolicy = field(default=PeerPolicy())
@@ -130,12 +137,13 @@ class GossipEngine:
         self._rumours = Rumours(config.push_fanout)
         self._set_seeds(config.seeds)
         self._generation_wanted = 0
+        self._persist_again_at: float | None = None
         status = status_of(values.get(ApplicationState.STATUS))
         if status not in INITIAL_STATUSES:
             raise LifecycleError(f"a generation cannot begin as {status}")
         self.local.begin(generation, values, now)
         self.state.adopt_local_host_id()
-        self.state.remember(config.known_peers, now)
+        self.state.remember(config.known_peers, now, config.saved_peers)
         self.state.take_events()
 
     @property
@@ -199,6 +207,8 @@ class GossipEngine:
                 return self._failed(event)
             case GenerationPersisted(generation):
                 return self._regenerate(generation, now)
+            case GenerationNotPersisted():
+                return self._not_persisted(event, now)
             case EnableRequested(generation):
                 return self._enable(generation, now)
             case SeedsChanged(seeds):
@@ -256,6 +266,7 @@ class GossipEngine:
                 Warn("local_pause", f"this process stood still for {paused_seconds:.1f} s; nobody is convicted for now")
             )
         self.state.forget_past(now)
+        effects += self._persist_again(now)
         effects += self._echos(now)
         effects += [Send(target, self._digests.syn(target, now)) for target in self._targets()]
         effects.append(Count("gossiper_rounds_total"))
@@ -299,13 +310,27 @@ class GossipEngine:
         match request:
             case GossipDigestSyn():
                 effects = self._digests.answer(request, now)
-                in_shadow = request.sender.generation == SHADOW_GENERATION
-                return effects if in_shadow else effects + self._echos(now)
+                if request.sender.generation != SHADOW_GENERATION:
+                    return effects + self._echos(now)
+                if len(self.state.saved):
+                    effects = [self._with_remembered(one, request, now) for one in effects]
+                return effects
             case GossipDigestAck2():
                 news = self.state.apply(request.states, now, request.sender.endpoint)
                 return [Answer(GossipDigestAck2Reply(news)), *self._echos(now)]
             case EchoRequest():
                 return [Answer(EchoReply(self._sender(), self.heartbeat))]
+
+    def _with_remembered(self, effect: Effect, syn: GossipDigestSyn, now: Now) -> Effect:
+        """Whoever is about to start also hears of members that nobody has heard of since (CASSANDRA-16213)."""
+        if not isinstance(effect, Answer) or not isinstance(effect.reply, GossipDigestAck):
+            return effect
+        told = set(syn.digests.endpoints)
+        more = [peer for peer in self.state.saved.fresh(now.wall) if peer.endpoint not in told]
+        some = more[: 0 if effect.reply.deferred else REMEMBERED_PER_ANSWER_MAX]
+        states = effect.reply.states + tuple(remembered_state(peer, self.config.interval_ms) for peer in some)
+        deferred = effect.reply.deferred + len(more) - len(some)
+        return Answer(replace(effect.reply, states=states, deferred=deferred))
 
     def _admit(self, sender: Sender) -> None:
         if self.stopped:
@@ -445,20 +470,46 @@ class GossipEngine:
 
     def _outrun(self, seen: int, now: Now) -> list[Effect]:
         """Take a greater generation when the cluster remembers one: else nobody would listen to this one."""
-        if seen <= max(self.generation, self._generation_wanted - 1):
+        if seen <= max(self.generation, self._generation_wanted - GENERATION_STEP):
             return []
         if seen > now.wall + GENERATION_AHEAD_SECONDS_MAX:
             return [Count("gossiper_refused_entries_total", "invalid_generation")]
-        self._generation_wanted = seen + 1
+        wanted = self._generation_wanted = seen + GENERATION_STEP
+        self._persist_again_at = None
         return [
-            Warn("own_generation", f"the cluster knows generation {seen} of this node; taking {seen + 1}"),
-            PersistGeneration(seen + 1),
+            Warn("own_generation", f"the cluster knows generation {seen} of this node; taking {wanted}"),
+            PersistGeneration(wanted),
         ]
+
+    def _not_persisted(self, event: GenerationNotPersisted, now: Now) -> list[Effect]:
+        """The disk is full, or gone: without that generation nobody listens to this node, so it goes on trying."""
+        if event.generation != self._generation_wanted or not self._wants_generation():
+            return []
+        wait_seconds = PERSIST_RETRY_INTERVALS * self.config.interval_ms / 1000
+        self._persist_again_at = now.monotonic + wait_seconds
+        return [
+            Count("gossiper_generations_not_persisted_total"),
+            Warn(
+                "generation",
+                f"generation {event.generation} cannot be kept, tried again in {wait_seconds:g} s; until then peers "
+                f"ignore this node: {event.reason}",
+            ),
+        ]
+
+    def _persist_again(self, now: Now) -> list[Effect]:
+        if self._persist_again_at is None or now.monotonic < self._persist_again_at:
+            return []
+        self._persist_again_at = None
+        return [PersistGeneration(self._generation_wanted)] if self._wants_generation() else []
+
+    def _wants_generation(self) -> bool:
+        """Whether this node can still go on in the generation that it asked for."""
+        return not self.stopped and self._generation_wanted > self.generation and self.local.status in _RESUMABLE
 
     def _regenerate(self, generation: int, now: Now) -> list[Effect]:
         if self.stopped or generation <= self.generation or self.local.status not in _RESUMABLE:
             return []
-        self.local.begin(generation, self.local.values(), now)
+        self.local.resume(generation, {}, now)
         return []
 
     def _enable(self, generation: int, now: Now) -> list[Effect]:
@@ -466,7 +517,7 @@ class GossipEngine:
             raise LifecycleError("gossip is running")
         if self.local.status != Status.SHUTDOWN:
             raise LifecycleError(f"a node that is {self.local.status} does not come back")
-        self.local.begin(generation, {**self.local.values(), ApplicationState.STATUS: Status.NORMAL.value}, now)
+        self.local.resume(generation, {ApplicationState.STATUS: Status.NORMAL.value}, now)
         self.stopped = False
         return []
 

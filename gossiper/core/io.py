@@ -51,6 +51,14 @@ class GenerationPersisted:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationNotPersisted:
+    """The generation that ``PersistGeneration`` asked for could not be written; it is wanted again after a while."""
+
+    generation: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeStatus:
     """The application moves on in its life: from BOOT to NORMAL, from NORMAL to LEAVING, ..."""
 
@@ -111,6 +119,7 @@ EngineEvent = (
     | SendFailed
     | Publish
     | GenerationPersisted
+    | GenerationNotPersisted
     | ChangeStatus
     | ChangeHealth
     | LeaveRequested
@@ -146,7 +155,7 @@ class Notify:
 
 @dataclass(frozen=True, slots=True)
 class PersistGeneration:
-    """Put this generation on disk, then report GenerationPersisted."""
+    """Put this generation on disk, then report GenerationPersisted or GenerationNotPersisted."""
 
     generation: int
 

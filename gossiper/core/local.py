@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from gossiper.core.application_states import MANAGED_KEYS, ApplicationState, is_key
@@ -69,8 +70,20 @@ class LocalEndpoint:
         """The status of this node."""
         return self._state.view(self._state.local_row).status
 
-    def begin(self, generation: int, values: Mapping[str, str | None], now: Now) -> None:
-        """Begin a persisted generation and publish all of ``values`` at once.
+    def resume(self, generation: int, changes: Mapping[str, str | None], now: Now) -> None:
+        """Begin a persisted generation with what is published now, changed so; expiries stay what they are."""
+        states = self._state.view(self._state.local_row).states
+        expiries = {key: value.expires_at_ms for key, value in states.items() if value.expires_at_ms}
+        self.begin(generation, {**self.values(), **changes}, now, expiries)
+
+    def begin(
+        self,
+        generation: int,
+        values: Mapping[str, str | None],
+        now: Now,
+        expiries: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Begin a persisted generation and publish all of ``values`` at once; ``expiries``: ms of those that have one.
 
         Raises:
             PublishError: a value is not acceptable.
@@ -79,7 +92,7 @@ class LocalEndpoint:
         self._state.begin_generation(generation, self._interval_ms)
         # Ticks count from the epoch second that is the generation, so that others can predict them.
         self._origin = now.monotonic - min(1.0, max(0.0, now.wall - generation))
-        self._state.publish(values, version_of(1, 0))
+        self._state.publish(values, version_of(1, 0), expiries=expiries)
 
     def values(self) -> dict[str, str | None]:
         """What is published now, without tombstones and what has expired."""

@@ -9,12 +9,15 @@ CASSANDRA-16588: an answer that lists this node without a host id is not enough)
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from gossiper.core.application_states import ApplicationState
 from gossiper.core.lifecycle import GONE_STATUSES, STOPPED_STATUSES, Status, status_of
 from gossiper.core.messages import DigestColumns, EndpointState, GossipDigestAck, GossipDigestSyn, Sender
+from gossiper.core.saved import REMEMBERED_HEARTBEAT
 from gossiper.core.versions import Now
 from gossiper.errors import JoinError
 from gossiper.limits import ENDPOINTS_MAX, GENERATION_AHEAD_SECONDS_MAX
@@ -25,6 +28,11 @@ SHADOW_GENERATION: Final = 0
 REPEAT_INTERVALS: Final = 5
 #: A node that is to be replaced is taken for dead when its heartbeat stood still for so many intervals.
 STANDSTILL_INTERVALS: Final = 10
+#: A clock that differs by so much from those of most peers is warned of: NTP keeps them within a second, and a message
+#: takes no such time.
+CLOCK_OFFSET_SECONDS_WARN: Final = 60
+#: Peers named in a line about the clock.
+_CLOCK_PEERS_NAMED_MAX: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +72,10 @@ class Verdict:
     """Nobody answered, and this is a seed: it begins a cluster."""
     peers: tuple[str, ...]
     """Endpoints learned, to be remembered before the first exchange."""
+    clock_ahead_seconds: float | None = None
+    """By how much the own wall clock is ahead of the others' (median of the answers); None: nobody answered."""
+    clock_warning: str = ""
+    """What is wrong with the own clock, for an operator; empty when nothing is."""
 
 
 @dataclass(slots=True)
@@ -95,7 +107,11 @@ class ShadowRound:
         self._incomplete = False
         self._shadows: set[str] = set()
         self._known: dict[str, _Known] = {}
+        self._saved: dict[str, _Known] = {}
+        """Members of the run before, of which nobody has heard since; they are no rivals and hold no address."""
         self._failures: dict[str, tuple[str, bool]] = {}
+        self._clocks: dict[str, float] = {}
+        """By how many seconds the own wall clock was ahead of that of each peer that answered."""
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -116,7 +132,7 @@ class ShadowRound:
         sender = Sender(config.cluster_name, config.protocol_version, config.endpoint, SHADOW_GENERATION)
         rows = [
             (endpoint, known.state.generation, known.state.heartbeat, known.state.states_version)
-            for endpoint, known in sorted(self._known.items())
+            for endpoint, known in sorted({**self._saved, **self._known}.items())
         ]
         syn = GossipDigestSyn(sender, round(now.wall * 1000), DigestColumns.from_rows(rows))
         return [(peer, syn) for peer in self.asked]
@@ -125,6 +141,8 @@ class ShadowRound:
         """What one peer knows. An answer from somebody who is in a shadow round itself knows nothing."""
         if ack.sender.cluster_name != self.config.cluster_name:
             return
+        if ack.as_of_ms:
+            self._clocks[ack.sender.endpoint] = now.wall - ack.as_of_ms / 1000
         if ack.sender.generation == SHADOW_GENERATION:
             self._shadows.add(ack.sender.endpoint)
             return
@@ -132,8 +150,10 @@ class ShadowRound:
         self._answers += not ack.deferred
         self._incomplete = ack.deferred > 0
         for state in ack.states:
-            if state.generation <= now.wall + GENERATION_AHEAD_SECONDS_MAX and len(self._known) < ENDPOINTS_MAX:
-                self._learn(state, now)
+            remembered = state.heartbeat == REMEMBERED_HEARTBEAT
+            room = len(self._saved if remembered else self._known) < ENDPOINTS_MAX
+            if state.generation <= now.wall + GENERATION_AHEAD_SECONDS_MAX and room:
+                (self._learn_saved if remembered else self._learn)(state, now)
         for index, endpoint in enumerate(ack.heartbeats.endpoints):
             known = self._known.get(endpoint)
             if known is not None and known.state.generation == int(ack.heartbeats.generations[index]):
@@ -155,6 +175,13 @@ class ShadowRound:
             known.values.update({key: value.value for key, value in state.values if not value.deleted})
         self._beat(known, state.heartbeat, now)
 
+    def _learn_saved(self, state: EndpointState, now: Now) -> None:
+        known = self._saved.get(state.endpoint)
+        if known is None or state.generation > known.state.generation:
+            values = {key: value.value for key, value in state.values if not value.deleted}
+            first_seen = now.monotonic if known is None else known.first_seen
+            self._saved[state.endpoint] = _Known(state, values, first_seen=first_seen)
+
     @staticmethod
     def _beat(known: _Known, heartbeat: int, now: Now) -> None:
         if heartbeat > known.first_heartbeat:
@@ -168,6 +195,9 @@ class ShadowRound:
             JoinError: this node may not join, or reached nobody in time.
         """
         config = self.config
+        if self._clock_is_far_ahead():
+            self._refuse_clock(now)
+            return None
         if not config.seeds and not config.known_peers:
             if config.replace is not None:
                 raise JoinError(f"cannot replace {config.replace}: there is no seed to ask")
@@ -183,6 +213,41 @@ class ShadowRound:
         if own is not None and self._moves_here(own) and self._stands_too_short(own, now):
             return None
         return None if self._rivals_may_live(now) else self._go(own)
+
+    def _clock_is_far_ahead(self) -> bool:
+        """Whether most of those who answered would refuse a generation of the own clock (CASSANDRA-8113)."""
+        ahead = sum(seconds > GENERATION_AHEAD_SECONDS_MAX for seconds in self._clocks.values())
+        return 2 * ahead > len(self._clocks)
+
+    def _refuse_clock(self, now: Now) -> None:
+        """One wrong clock that answers first is no majority yet: others get the time until the question is repeated."""
+        waiting = [peer for peer in self.asked if peer not in self._clocks and peer not in self._failures]
+        if waiting and now.monotonic - self._began < REPEAT_INTERVALS * self.config.interval_seconds:
+            return
+        ahead = [peer for peer, seconds in self._clocks.items() if seconds > GENERATION_AHEAD_SECONDS_MAX]
+        raise JoinError(
+            f"the clock of this node is {_duration(self._clock_ahead_seconds() or 0.0)} ahead of {len(ahead)} of the "
+            f"{len(self._clocks)} nodes that answered ({_named(ahead)}); they refuse generations over a day ahead, so "
+            "nobody would see this node. Set its clock, then start it again"
+        )
+
+    def _clock_ahead_seconds(self) -> float | None:
+        return statistics.median(self._clocks.values()) if self._clocks else None
+
+    def _clock_warning(self) -> str:
+        ahead_seconds = self._clock_ahead_seconds()
+        if ahead_seconds is None or abs(ahead_seconds) <= CLOCK_OFFSET_SECONDS_WARN:
+            return ""
+        if ahead_seconds > 0:
+            wrong = f"{_duration(ahead_seconds)} ahead of"
+            so = "its generations are too great, and more than a day ahead they would be refused"
+        else:
+            wrong = f"{_duration(-ahead_seconds)} behind"
+            so = "its generations are too small, and only its data directory and its peers' memory keep them in order"
+            if -ahead_seconds > GENERATION_AHEAD_SECONDS_MAX:
+                so = "it refuses their generations, which lie over a day ahead for it, and sees nobody"
+        asked = f"{len(self._clocks)} nodes that answered ({_named(self._clocks)})"
+        return f"the clock of this node is {wrong} the clocks of {asked}: {so}; set its clock"
 
     def _without_answers(self, now: Now) -> Verdict | None:
         config = self.config
@@ -245,7 +310,8 @@ class ShadowRound:
 
     def _replacing(self, wanted: str, now: Now) -> Verdict | None:
         config = self.config
-        victims = [known for endpoint, known in sorted(self._known.items()) if wanted in (endpoint, known.host_id)]
+        candidates = {**self._only_saved(), **self._known}
+        victims = [known for endpoint, known in sorted(candidates.items()) if wanted in (endpoint, known.host_id)]
         victim = max(victims, key=lambda known: known.state.generation, default=None)
         done = victim is None or victim.status in GONE_STATUSES or victim.host_id == config.host_id
         if config.restarted and done:
@@ -266,6 +332,15 @@ class ShadowRound:
         if endpoint != config.endpoint:
             self._refuse_collisions(self._known.get(config.endpoint))
         return self._go(self._known.get(config.endpoint), replaces=victim)
+
+    def _only_saved(self) -> dict[str, _Known]:
+        """Those of whom nobody told anything else: neither of the endpoint nor of the host id."""
+        host_ids = {known.host_id for known in self._known.values()}
+        return {
+            endpoint: saved
+            for endpoint, saved in self._saved.items()
+            if endpoint not in self._known and saved.host_id not in host_ids
+        }
 
     def _rivals(self) -> list[_Known]:
         """Nodes elsewhere with the own host id that have not said that they stopped."""
@@ -301,17 +376,30 @@ class ShadowRound:
         own = self._known.get(self.config.endpoint)
         if own is not None and self._moves_here(own):
             return True
-        return bool(self._rivals()) or (self.config.replace is not None and bool(self._known))
+        return bool(self._rivals()) or (self.config.replace is not None and bool(self._known or self._saved))
 
     def _go(self, own: _Known | None, *, alone: bool = False, replaces: _Known | None = None) -> Verdict:
         config = self.config
+        past = [known for known in (own, self._saved.get(config.endpoint)) if known is not None]
         return Verdict(
-            own_generation_seen=0 if own is None else own.state.generation,
+            own_generation_seen=max((known.state.generation for known in past), default=0),
             host_id=config.host_id,
             replaces=None if replaces is None else f"{replaces.host_id},{replaces.state.generation}",
             alone=alone,
             peers=tuple(endpoint for endpoint in sorted(self._known) if endpoint != config.endpoint),
+            clock_ahead_seconds=self._clock_ahead_seconds(),
+            clock_warning=self._clock_warning(),
         )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" + (f" ({seconds / 86_400:.1f} days)" if seconds >= 86_400 else "")
+
+
+def _named(peers: Iterable[str]) -> str:
+    ordered = sorted(peers)
+    rest = len(ordered) - _CLOCK_PEERS_NAMED_MAX
+    return ", ".join(ordered[:_CLOCK_PEERS_NAMED_MAX]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def answer_while_in_shadow(config: ShadowConfig, syn: GossipDigestSyn, now: Now) -> GossipDigestAck | None:

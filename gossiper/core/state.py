@@ -52,6 +52,7 @@ from gossiper.core.lifecycle import (
 )
 from gossiper.core.messages import EndpointState, VersionedValue
 from gossiper.core.quarantine import FOR_EVER, Quarantine
+from gossiper.core.saved import REMEMBERED_HEARTBEAT, KnownPeer, SavedPeers
 from gossiper.core.table import NO_EXPIRY, NO_PATH, EndpointTable, LivenessCode, Rows
 from gossiper.core.versions import Now, next_tick
 from gossiper.events import (
@@ -90,6 +91,8 @@ class ClusterState:
         self.endpoint = endpoint
         self.local_row = self.table.add(endpoint)
         self.quarantine = Quarantine()
+        self.saved = SavedPeers()
+        """Of endpoints in generation 0: what the file of an earlier run says of them."""
         self.now = Now(0.0, 0.0)
         """The time of the event being handled; set by the engine."""
         self.claims: list[EndpointState] = []
@@ -135,15 +138,26 @@ class ClusterState:
         table.heartbeat[row] = tick
         return tick
 
-    def publish(self, values: Mapping[str, str | None], version: int, expires_at_ms: int = 0) -> None:
-        """Set (or with None delete) values of the local endpoint, all with the same, greatest version."""
+    def publish(
+        self,
+        values: Mapping[str, str | None],
+        version: int,
+        expires_at_ms: int = 0,
+        *,
+        expiries: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """Set (or with None delete) values of the local endpoint, all with the same, greatest version.
+
+        ``expiries``: of the keys for which it is not ``expires_at_ms``.
+        """
         table, row = self.table, self.local_row
         if version <= int(table.states_version[row]):
             raise ValueError(f"version {version} does not follow {int(table.states_version[row])}")
         old = self.view(row)
         states = dict(table.states[row])
         for key, text in values.items():
-            states[key] = VersionedValue(version, text or "", text is None, 0 if text is None else expires_at_ms)
+            expiry_ms = 0 if text is None else expiries.get(key, expires_at_ms)
+            states[key] = VersionedValue(version, text or "", text is None, expiry_ms)
         table.states[row] = states
         table.advance_states_version(row, version)
         self._read(row)
@@ -262,6 +276,7 @@ class ClusterState:
         table.known_since[row] = now.monotonic
         table.expire_ms[row] = NO_EXPIRY
         table.knows_local_version[row] = 0
+        self.saved.drop(state.endpoint)
         self._read(row)
         dead = table.stopped[row] or table.dead_status[row]
         table.liveness[row] = LivenessCode.DOWN if dead else LivenessCode.UNKNOWN
@@ -297,6 +312,9 @@ class ClusterState:
         self._drop_collected(row)
         if old is None:
             return False
+        if ApplicationState.STATUS in changed:
+            # Of two removals in one generation the greater version holds, and its time.
+            table.expire_ms[row] = NO_EXPIRY
         self._read(row)
         self._events.append(StateChanged(state.endpoint, old, self.view(row), _ordered(changed.keys() | gone)))
         if table.stopped[row] or table.dead_status[row]:
@@ -346,6 +364,7 @@ class ClusterState:
         row = self.table.row(endpoint)
         if row is None:
             return
+        self._forget_saved(host_id, int(self.table.generation[row]))
         if rival is None or rival_row is None or self._host_id_at(rival_row) != host_id:
             self._host_ids[host_id] = endpoint
             return
@@ -366,6 +385,8 @@ class ClusterState:
     def _settle_replacement(self, view: EndpointView) -> None:
         """``view`` may say that it replaces a dead node; once it is NORMAL, that one is forgotten."""
         host_id, _, generation = (view.get(ApplicationState.REPLACES) or "").partition(",")
+        if host_id and generation.isdigit() and view.status == Status.NORMAL:
+            self._forget_saved(host_id, int(generation))
         victim = self._host_ids.get(host_id) if host_id and view.status == Status.NORMAL else None
         victim_row = None if victim is None or victim == view.endpoint else self.table.row(victim)
         new_row = self.table.row(view.endpoint)
@@ -382,8 +403,20 @@ class ClusterState:
         self._drop(loser)
         self._events.append(EndpointReplaced(new.endpoint, old, new))
 
+    def _forget_saved(self, host_id: str, generation: int) -> None:
+        """Somebody else has this host id now, or took the place of the one who had it up to ``generation``.
+
+        Nothing was told of that one in this run, so its end is told to nobody, and it is not quarantined: if it lives
+        after all, its own state settles who stays.
+        """
+        peer = self.saved.with_host_id(host_id, self.now.wall)
+        row = None if peer is None else self.table.row(peer.endpoint)
+        if peer is not None and row is not None and peer.generation <= generation:
+            self._drop(row)
+
     def _drop(self, row: int) -> None:
         endpoint, host_id = self.table.endpoint(row), self._host_id_at(row)
+        self.saved.drop(endpoint)
         if host_id is not None and self._host_ids.get(host_id) == endpoint:
             del self._host_ids[host_id]
         self._replacers.pop(endpoint, None)
@@ -401,9 +434,14 @@ class ClusterState:
 
     # -- forgetting --------------------------------------------------------------------------------------------------
 
-    def remember(self, endpoints: Iterable[str], now: Now) -> None:
-        """Endpoints known from an earlier run: DOWN, generation 0, told to nobody, and tried as unreachable ones."""
-        for endpoint in endpoints:
+    def remember(self, endpoints: Iterable[str], now: Now, peers: Iterable[KnownPeer] = ()) -> None:
+        """Endpoints known from an earlier run: DOWN, generation 0, in no digest, and tried as unreachable ones.
+
+        ``peers``: what the file of that run says of those of which it says more.
+        """
+        others = [peer for peer in peers if peer.endpoint not in self.table]
+        self.saved.remember((peer for peer in others if peer.host_id not in self._host_ids), now.wall)
+        for endpoint in (*endpoints, *(peer.endpoint for peer in others)):
             if endpoint not in self.table:
                 row = self.table.add(endpoint)
                 self.table.liveness[row] = LivenessCode.DOWN
@@ -603,6 +641,9 @@ def implausible(state: EndpointState, now: Now) -> str | None:
     ahead = state.generation - now.wall
     if ahead > GENERATION_AHEAD_SECONDS_MAX:
         return "invalid_generation"
+    if state.heartbeat <= REMEMBERED_HEARTBEAT:
+        # Said in shadow rounds of whom nobody has heard: no owner ever told that.
+        return "invalid_heartbeat"
     if state.heartbeat * state.interval_ms / 1000 > GENERATION_AHEAD_SECONDS_MAX - ahead:
         return "invalid_heartbeat"
     return None

@@ -1,6 +1,7 @@
 """Generation, tick and version: the three numbers that order everything a node says.
 
-* A *generation* is one incarnation of an endpoint: epoch seconds at its start, always greater than the one before.
+* A *generation* is one incarnation of an endpoint: epoch seconds at its start, always greater by at least two than the
+  one before. The number in between belongs to an operator who removes that incarnation.
 * A *tick* counts gossip intervals since the generation began; it is the heartbeat.
 * The *version* of a value is ``tick * 16 + counter``: it tells when the value was published and never runs ahead of
   time. One publish call takes one counter for all its keys.
@@ -15,6 +16,11 @@ from typing import Final, NamedTuple
 
 COUNTER_BITS: Final = 4
 COUNTERS_PER_TICK: Final = 1 << COUNTER_BITS
+#: Generations of an owner are at least so far apart. A removal of generation G takes G + ``REMOVAL_STEP``, a number
+#: that the owner never takes, whatever its clock says: else one generation would have two authors, and views would
+#: differ for ever.
+GENERATION_STEP: Final = 2
+REMOVAL_STEP: Final = 1
 
 
 class Now(NamedTuple):
@@ -47,6 +53,6 @@ def next_generation(persisted: int | None, wall_seconds: float, own_seen: int | 
     """The generation of a new incarnation.
 
     It is greater than any that this node used before (``persisted``) and any that the cluster still remembers of it
-    (``own_seen``), whatever the clock says (CASSANDRA-3654).
+    (``own_seen``), whatever the clock says (CASSANDRA-3654), and greater than a removal of any of them.
     """
-    return max(int(wall_seconds), (persisted or 0) + 1, (own_seen or 0) + 1)
+    return max(int(wall_seconds), (persisted or 0) + GENERATION_STEP, (own_seen or 0) + GENERATION_STEP)

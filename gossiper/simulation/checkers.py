@@ -274,8 +274,9 @@ class Observer:
             self._check_saved(row, identity)
             return
         truth = self._truth.of(identity, generation)
-        if truth is None and isinstance(event, _REMOVALS):
-            self._truth.impose(identity, generation, table.states[row])
+        begun = generation != self.generation[row]
+        if begun and isinstance(event, _REMOVALS) and (truth is None or self._truth.imposed(endpoint, generation)):
+            self._truth.impose(identity, generation, int(table.heartbeat[row]), table.states[row])
             truth = self._truth.of(identity, generation)
         if truth is None:
             raise InvariantViolation("invented_generation", f"{self._name} knows {endpoint} in {generation}")

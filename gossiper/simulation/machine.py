@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Final
 
+from gossiper.core.saved import KnownPeer
 from gossiper.core.versions import Now
 from gossiper.errors import LocalStateError
 
@@ -59,7 +60,7 @@ class GenerationFile:
         self.host_id = self._new_host_id()
         self.writes_fail = False
         self.corrupt = False
-        self.known_peers: tuple[str, ...] = ()
+        self.known_peers: tuple[KnownPeer, ...] = ()
 
     def _new_host_id(self) -> str:
         return str(uuid.UUID(int=self._rng.getrandbits(128), version=4))

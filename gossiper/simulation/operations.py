@@ -13,7 +13,6 @@ from typing import Final
 from gossiper.core.io import AssassinateRequested, RemoveRequested, ShutdownRequested
 from gossiper.simulation.cluster import Cluster
 from gossiper.simulation.machine import Machine
-from gossiper.simulation.truth import AVOID_COLLISIONS_WITH_REMOVALS
 
 Operation = Callable[[Cluster, Machine, Random], bool]
 
@@ -141,14 +140,14 @@ def remove(cluster: Cluster, machine: Machine, rng: Random) -> bool:
     if not rows:
         return False
     victim = state.view(rows[rng.randrange(len(rows))])
-    if victim.host_id is None or cluster.truth.removed(victim.endpoint):
-        return False
-    if AVOID_COLLISIONS_WITH_REMOVALS and cluster.truth.used(victim.endpoint, victim.generation + 1):
+    saved = state.saved.at(victim.endpoint, process.now().wall)
+    host_id = victim.host_id if saved is None else saved.host_id
+    if host_id is None:
         return False
     if rng.random() < 0.3:
         done = process.operate(AssassinateRequested(victim.endpoint, force=rng.random() < 0.5))
     else:
-        done = process.operate(RemoveRequested(victim.host_id))
+        done = process.operate(RemoveRequested(host_id))
     cluster.trace.line(f"remove {victim.endpoint} by {machine.endpoint}: {done}")
     return done
 

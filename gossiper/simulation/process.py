@@ -18,6 +18,7 @@ from gossiper.core.io import (
     Count,
     EnableRequested,
     EngineEvent,
+    GenerationNotPersisted,
     GenerationPersisted,
     LeaveRequested,
     Notify,
@@ -34,6 +35,7 @@ from gossiper.core.io import (
 from gossiper.core.lifecycle import Status
 from gossiper.core.local import Publish, Published
 from gossiper.core.messages import GossipDigestAck, GossipDigestSyn, Reply, Request
+from gossiper.core.saved import KnownPeer, seen_now
 from gossiper.core.shadow import ShadowConfig, ShadowRound, Verdict, answer_while_in_shadow
 from gossiper.core.table import NO_EXPIRY
 from gossiper.core.versions import Now, next_generation
@@ -112,7 +114,7 @@ class Process:
             host_id=machine.disk.host_id,
             interval_seconds=INTERVAL_MS / 1000,
             seeds=tuple(seed for seed in machine.seeds if seed != self.endpoint),
-            known_peers=tuple(peer for peer in machine.disk.known_peers if peer != self.endpoint),
+            known_peers=tuple(peer.endpoint for peer in machine.disk.known_peers if peer.endpoint != self.endpoint),
             is_seed=machine.is_seed,
             replace=machine.replaces,
             timeout_seconds=cluster.swarm.join_timeout_seconds,
@@ -164,6 +166,8 @@ class Process:
 
     def _begin(self, verdict: Verdict) -> None:
         """Take a generation, on disk before anybody hears of it, and begin to gossip."""
+        if verdict.clock_warning:
+            self.cluster.trace.line(f"clock of {self.endpoint}: {verdict.clock_warning}")
         disk, now = self.machine.disk, self.now()
         known = disk.load()
         generation = self.cluster.truth.unused_generation(
@@ -181,6 +185,7 @@ class Process:
                 echo_retry_seconds=2 * TIMEOUT_SECONDS,
                 seeds=self.machine.seeds,
                 known_peers=tuple(sorted(peers)),
+                saved_peers=disk.known_peers,
             ),
             generation=generation,
             values=self._initial_values(verdict),
@@ -216,12 +221,17 @@ class Process:
     def _store_peers(self) -> None:
         if self._engine is None:
             return
-        state = self._engine.state
+        state, wall_seconds = self._engine.state, self.now().wall
         table = state.table
         # Only who is gone for good has a time to be forgotten.
         known = table.used & (table.generation > 0) & (table.expire_ms == NO_EXPIRY)
         known[state.local_row] = False
-        self.machine.disk.known_peers = tuple(sorted(map(table.endpoint, known.nonzero()[0].tolist())))
+        views = [state.view(row) for row in known.nonzero()[0].tolist()]
+        members = tuple(
+            KnownPeer(view.endpoint, view.host_id or "", "", "", view.generation, seen_now(wall_seconds))
+            for view in sorted(views, key=lambda view: view.endpoint)
+        )
+        self.machine.disk.known_peers = members + state.saved.fresh(wall_seconds)
 
     def now(self) -> Now:
         """Both clocks of its machine."""
@@ -322,6 +332,7 @@ class Process:
         except LocalStateError as error:
             self.cluster.trace.line(f"disk {self.endpoint} generation {generation}: {error}")
             self.cluster.faults["persist_failed"] += 1
+            self.do(GenerationNotPersisted(generation, str(error)))
             return
         self.do(GenerationPersisted(generation))
 

@@ -19,10 +19,6 @@ from gossiper.core.versions import tick_of
 from gossiper.simulation.violation import InvariantViolation
 
 _IDENTITIES_INITIAL: Final = 64
-#: A removal by an operator takes the generation + 1 of the victim. So does the victim when it restarts with its clock
-#: behind and reaches nobody who has heard of the removal: then one generation has two authors. While the core has that
-#: gap, the simulation steps around it, so that it can find others; see ``docs/simulation.md``.
-AVOID_COLLISIONS_WITH_REMOVALS = True
 
 
 @dataclass(slots=True)
@@ -74,8 +70,8 @@ class Truth:
         """How far its owner has ticked in that generation."""
         self._identities: dict[str, int] = {}
         self._generations: list[dict[int, GenerationTruth]] = []
-        self._imposed: list[set[int]] = []
-        """Generations in which an operator removed an endpoint."""
+        self._imposed: list[dict[int, list[Mapping[str, VersionedValue]]]] = []
+        """Generations in which operators removed an endpoint, with what each of them wrote."""
 
     def identity(self, endpoint: str) -> int | None:
         """The number of an endpoint; None for one that nobody ever had."""
@@ -93,7 +89,7 @@ class Truth:
         self.endpoints.append(endpoint)
         self._identities[endpoint] = identity
         self._generations.append({})
-        self._imposed.append(set())
+        self._imposed.append({})
         return identity
 
     def of(self, identity: int, generation: int) -> GenerationTruth | None:
@@ -121,7 +117,7 @@ class Truth:
             InvariantViolation: the generation was used although the file was there.
         """
         while self.used(endpoint, generation):
-            if not lost and not (AVOID_COLLISIONS_WITH_REMOVALS and self.imposed(endpoint, generation)):
+            if not lost:
                 raise InvariantViolation("generation_reused", f"{endpoint} begins generation {generation} again")
             generation += 1
         return generation
@@ -141,24 +137,27 @@ class Truth:
         self.heartbeat[identity] = 0
         return begun
 
-    def impose(self, identity: int, generation: int, states: Mapping[str, VersionedValue]) -> None:
-        """An operator removed an endpoint in a generation that is not its owner's.
+    def impose(self, identity: int, generation: int, heartbeat: int, states: Mapping[str, VersionedValue]) -> None:
+        """An operator removed an endpoint in a generation that is not its owner's; so may another one at once.
 
         Raises:
-            InvariantViolation: the owner, or another operator, had that generation before.
+            InvariantViolation: the owner had that generation before.
         """
         endpoint = self.endpoints[identity]
-        if generation in self._generations[identity]:
+        if generation in self._generations[identity] and generation not in self._imposed[identity]:
             raise InvariantViolation(
                 "generation_reused", f"{endpoint} is removed in {generation}, which was used before"
             )
         if ApplicationState.REMOVED_BY not in states:
             raise InvariantViolation("only_the_owner_writes", f"{endpoint} {generation} is nobody's removal")
-        imposed = self._generations[identity][generation] = GenerationTruth(heartbeat=1)
-        for key, value in sorted(states.items()):
-            imposed.write(key, value)
-            imposed.states_version = value.version
-        self._imposed[identity].add(generation)
+        verdicts = self._imposed[identity].setdefault(generation, [])
+        verdicts.append(states)
+        imposed = self._generations[identity][generation] = GenerationTruth(heartbeat=heartbeat)
+        # The one with the greatest version holds, whole: what it does not name is gone.
+        for verdict in sorted(verdicts, key=lambda one: one[ApplicationState.STATUS].version):
+            version = imposed.states_version = imposed.gc_version = verdict[ApplicationState.STATUS].version
+            for key in sorted(imposed.by_key.keys() | verdict.keys()):
+                imposed.write(key, verdict.get(key, VersionedValue(version, "", deleted=True)))
 
     def imposed(self, endpoint: str, generation: int) -> bool:
         """Whether this generation is an operator's removal."""
