@@ -59,7 +59,7 @@ def fingerprint(roots: Iterable[Path]) -> str:
 
 def parts(seeds: int, repeat: int, only: str | None, directory: Path) -> list[Part]:
     """All there is to do; finished runs are kept in ``directory``."""
-    gossiper = [sys.executable, "-m", "gossiper.cli"]
+    gossiper = [sys.executable, "-m", "gossiper"]
     files = [str(path.relative_to(ROOT)) for path in sorted(SCENARIOS.glob("*.txt"))]
     scenario = [*gossiper, "scenario", "run", "--resume", str(directory / "scenarios.jsonl")]
     todo: list[Part] = []
