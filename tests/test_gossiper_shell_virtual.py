@@ -460,6 +460,103 @@ def test_a_start_cancelled_during_work_in_a_thread_unlocks_the_directory(tmp_pat
     run(scenario(), thread_seconds=1.0)
 
 
+@pytest.mark.parametrize("victim", ["main", "start", "both"])
+def test_a_main_task_cancelled_before_its_first_step_leaves_nothing_behind(tmp_path: Path, victim: str) -> None:
+    """As when a loop that ends cancels all of its tasks."""
+
+    async def scenario() -> None:
+        network, loop = MemoryNetwork(), asyncio.get_running_loop()
+        g = lone(network, tmp_path)
+        begun: list[bool] = []
+
+        def cancel_before_it_begins() -> None:
+            if g._main is None:
+                loop.call_soon(cancel_before_it_begins)
+                return
+            begun.append(g._entered.is_set())
+            for task in ({g._main}, {starting}, {g._main, starting})[["main", "start", "both"].index(victim)]:
+                task.cancel()
+
+        # Asked before the start in every turn of the loop, so it sees the main task before that has its first step.
+        loop.call_soon(cancel_before_it_begins)
+        starting = asyncio.create_task(g.start())
+        assert isinstance((await asyncio.gather(starting, return_exceptions=True))[0], asyncio.CancelledError)
+        assert begun == [False]
+        assert others() == []
+        with pytest.raises(NotRunningError):
+            await g.publish({"key": "1"})
+        await g.stop()
+        async with lone(network, tmp_path) as again:
+            assert [view.endpoint for view in again.members()] == [again.endpoint]
+
+    run(scenario())
+
+
+def test_an_aborted_node_says_nothing_and_writes_nothing(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with MemoryCluster() as cluster:
+            one = await cluster.start_node()
+            two = await cluster.start_node()
+            await cluster.converged()
+            events = two.events()
+            stored = {path: path.read_bytes() for path in _files(two)}
+            assert stored
+            await two.publish({"key": "1"})
+            late = [asyncio.create_task(two.publish({f"key{n}": str(n)})) for n in range(40)]
+            await asyncio.sleep(0)
+            await two.abort()
+            await two.abort()
+            await two.stop()
+            assert {type(result) for result in await asyncio.gather(*late, return_exceptions=True)} <= {
+                int,
+                NotRunningError,
+            }
+            assert [event async for event in events], "the subscription ends"
+            assert await two.wait_stopped() is None
+            assert {path: path.read_bytes() for path in _files(two)} == stored
+            seen = one.member(two.endpoint)
+            assert seen is not None
+            assert (seen.alive, seen.status) == (True, "NORMAL"), "nobody was told"
+            await cluster.wait_until(lambda: not one.is_alive(two.endpoint))
+            assert [view.status for view in one.members()] == ["NORMAL", "NORMAL"]
+
+    run(scenario())
+
+
+def test_an_abort_during_a_stop_writes_no_peers(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with MemoryCluster(rpc_timeout_seconds=10.0, shutdown_grace_seconds=2.0) as cluster:
+            one, two = await cluster.start_node(), await cluster.start_node()
+            await cluster.converged()
+            cluster.network.hang(two.endpoint)
+            stopping = asyncio.create_task(one.stop())
+            await asyncio.sleep(0.5)
+            for path in _files(one):
+                if "peers" in path.name:
+                    path.unlink()
+            one._stored_peers = None
+            await one.abort()
+            await asyncio.gather(stopping, return_exceptions=True)
+            assert not [path for path in _files(one) if "peers" in path.name]
+
+    run(scenario())
+
+
+def test_an_abort_before_the_start_does_nothing() -> None:
+    async def scenario() -> None:
+        g = lone(MemoryNetwork())
+        await g.abort()
+        async with g:
+            assert g.info().gossip_active
+
+    run(scenario())
+
+
+def _files(g: Gossiper) -> list[Path]:
+    assert g.config.data_dir is not None
+    return sorted(path for path in g.config.data_dir.rglob("*") if path.is_file())
+
+
 def test_a_failed_start_leaves_nothing_behind(tmp_path: Path) -> None:
     async def scenario() -> None:
         network = MemoryNetwork()
