@@ -38,14 +38,22 @@ class Part:
     command: list[str]
 
     def run(self) -> int:
-        """Run it to its end; Ctrl-C reaches it too, and it says what it had done."""
+        """Run it to its end; Ctrl-C reaches it too, as both are in one group of processes."""
         child = subprocess.Popen(self.command, cwd=ROOT)
+        interrupts = 0
         while True:
             try:
                 return child.wait()
             except KeyboardInterrupt:
-                # Both are in one group of processes, so it has been told.
-                continue
+                interrupts += 1
+                if interrupts == 1:
+                    print(
+                        "\nfinishing what has begun, perhaps a minute or two; Ctrl-C again ends it at once", flush=True
+                    )
+                else:
+                    child.terminate()
+                    child.wait()
+                    return INTERRUPTED
 
 
 def fingerprint(roots: Iterable[Path]) -> str:
