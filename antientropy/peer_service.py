@@ -26,6 +26,7 @@ from antientropy.core.merkle import HashTree
 from antientropy.core.rows import RowDigests
 from antientropy.core.tokens import TokenRange, node_ranges
 from antientropy.errors import PeerMessageError, StoreError, StoreFullError
+from antientropy.logs import LogLimiter
 from antientropy.snapshots import open_in_thread
 from antientropy.store import RowStore, StoreSnapshot
 from antientropy.v1 import repair_pb2 as pb
@@ -60,23 +61,31 @@ class RefusedError(Exception):
 
 
 @asynccontextmanager
-async def answering(context: Context) -> AsyncIterator[None]:
+async def answering(context: Context, refusals: LogLimiter) -> AsyncIterator[None]:
     """Turns what can go wrong in a call into its status: one translation for all calls."""
     try:
         yield
     except RefusedError as error:
-        await _abort(context, error.code, error.detail)
+        await _abort(context, refusals, error.code, error.detail)
     except PeerMessageError as error:
-        await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        await _abort(context, refusals, grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except StoreFullError as error:
-        await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        await _abort(context, refusals, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
     except StoreError as error:
-        await _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        await _abort(context, refusals, grpc.StatusCode.FAILED_PRECONDITION, str(error))
 
 
-async def _abort(context: Context, code: grpc.StatusCode, detail: str) -> NoReturn:
-    logger.warning("repair call of %s refused: %s: %s", context.peer(), code.name, detail)
+async def _abort(context: Context, refusals: LogLimiter, code: grpc.StatusCode, detail: str) -> NoReturn:
+    # A peer that is wrong repeats itself; of each reason the texts differ in names and numbers, so the status counts.
+    held_back = refusals.permit((_host(context.peer()), code))
+    if held_back is not None:
+        logger.warning("repair call of %s refused: %s: %s (held_back=%d)", context.peer(), code.name, detail, held_back)
     await context.abort(code, detail)
+
+
+def _host(peer: str) -> str:
+    """The address of a caller without its port, which is another one for each connection."""
+    return peer.rpartition(":")[0] or peer
 
 
 class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
@@ -88,6 +97,7 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
         self._executor = executor
         self._sessions: dict[bytes, ServedSession] = {}
         self._opening = 0
+        self._refusals = LogLimiter()
         self._stopped = False
 
     @property
@@ -114,7 +124,7 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
         self, request: pb.CompareRootsRequest, context: Context
     ) -> pb.CompareRootsResponse:
         """Compare, and open a session if the roots differ and one is wanted."""
-        async with answering(context):
+        async with answering(context, self._refusals):
             return await self._compare_roots(request)
         raise AssertionError("unreachable: aborted")
 
@@ -122,7 +132,7 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
         self, request: pb.CompareNodesRequest, context: Context
     ) -> pb.CompareNodesResponse:
         """Hashes of the children of some nodes."""
-        async with answering(context), self._session(request.session_id) as session:
+        async with answering(context, self._refusals), self._session(request.session_id) as session:
             indices = wire.decode_indices(request.level, request.indices, level_max=session.tree.depth - 1)
             hashes = await self._in_thread(session.tree.child_hashes, request.level, indices)
             return pb.CompareNodesResponse(child_hashes=wire.encode_unsigned(hashes))
@@ -132,7 +142,7 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
         self, request: pb.ListRowDigestsRequest, context: Context
     ) -> AsyncIterator[pb.RowDigestsChunk]:
         """Digests of all rows below some nodes."""
-        async with answering(context), self._session(request.session_id) as session:
+        async with answering(context, self._refusals), self._session(request.session_id) as session:
             indices = wire.decode_indices(request.level, request.indices, level_max=session.tree.depth)
             ranges = node_ranges(request.level, indices, session.token_range)
             chunks: Iterator[RowDigests] = session.snapshot.digests(ranges)
@@ -143,7 +153,7 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
         self, request: pb.FetchRowsRequest, context: Context
     ) -> AsyncIterator[pb.RowsChunk]:
         """The rows at some tokens."""
-        async with answering(context), self._session(request.session_id) as session:
+        async with answering(context, self._refusals), self._session(request.session_id) as session:
             tokens = wire.decode_tokens(request.tokens, session.token_range)
             chunks = wire.encode_rows(session.snapshot.rows_at(tokens.tolist()))
             while (item := await self._in_thread(next, chunks, None)) is not None:
@@ -153,7 +163,7 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
         self, request_iterator: AsyncIterator[pb.PushRowsRequest], context: Context
     ) -> pb.PushRowsResponse:
         """Take rows: each chunk is checked whole, then applied where its rows win, durable before the next is read."""
-        async with answering(context):
+        async with answering(context, self._refusals):
             received = applied = 0
             store: RowStore | None = None
             async for request in request_iterator:
@@ -169,7 +179,7 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
         self, request: pb.CloseSessionRequest, context: Context
     ) -> pb.CloseSessionResponse:
         """Give the snapshot back."""
-        async with answering(context):
+        async with answering(context, self._refusals):
             await self._close(request.session_id)
             return pb.CloseSessionResponse()
         raise AssertionError("unreachable: aborted")

@@ -23,6 +23,7 @@ from gossiper.core.lifecycle import Status, may_follow
 from gossiper.errors import GossipError, LifecycleError, NotRunningError
 from gossiper.events import EndpointView, Liveness
 from gossiper.reports import AdminSource, Application
+from gossiper.transport.strict import strict
 from gossiper.v1 import admin_pb2, admin_pb2_grpc
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,8 @@ class GossipAdmin(admin_pb2_grpc.GossipAdminServiceServicer):
         self._drained = False
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Add the service to a server that has not started."""
-        admin_pb2_grpc.add_GossipAdminServiceServicer_to_server(self, server)
+        """Add the service to a server that has not started; what is no protobuf is refused without a traceback."""
+        admin_pb2_grpc.add_GossipAdminServiceServicer_to_server(self, strict(server))
 
     async def GetClusterView(  # noqa: N802 - generated name
         self,

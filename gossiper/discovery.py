@@ -26,58 +26,38 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Final, Protocol
+from typing import Final
 
 from gossiper.core.endpoints import canonical_endpoint
-from gossiper.errors import ConfigError, GossipError
+from gossiper.errors import ConfigError
 from gossiper.limits import LOG_INTERVAL_SECONDS
+from gossiper.seeds import (
+    DNS_TIMEOUT_SECONDS,
+    PROVIDER_TIMEOUT_SECONDS,
+    SEED_SOURCES_MAX,
+    SEEDS_MAX,
+    TEXT_LENGTH_MAX,
+    SeedError,
+    SeedProvider,
+    bounded_seeds,
+    capped_faults,
+    one_line,
+)
 
 logger = logging.getLogger(__name__)
 
-#: A few seeds are enough; a headless service names every pod of a large cluster.
-SEEDS_MAX: Final = 4_096
-#: Entries of one configuration that are a file or a DNS name: each is read or asked in every interval.
-SEED_SOURCES_MAX: Final = 64
 #: ``SEEDS_MAX`` of the longest endpoints fit; what is larger is another file, named by mistake.
 SEED_FILE_BYTES_MAX: Final = 2 * 1024 * 1024
-#: Everything about one DNS name, retries and all targets included; as long as most stub resolvers wait.
-DNS_TIMEOUT_SECONDS: Final = 5.0
-#: A provider of the user's own gets this long; longer than DNS may take.
-PROVIDER_TIMEOUT_SECONDS: Final = 30.0
 #: The records of headless services live for about 30 s; a name server does not notice a question a minute.
 RELOAD_INTERVAL_SECONDS: Final = 60.0
 #: Reading the sources more often is a busy loop.
 RELOAD_INTERVAL_SECONDS_MIN: Final = 1.0
 #: Nodes that were started together do not ask together for ever.
 RELOAD_JITTER_SHARE: Final = 0.1
-#: Faults that are named one by one, of one source: a wrong file has thousands.
-FAULTS_MAX: Final = 100
 #: Faults in one line of the log.
 _FAULTS_LOGGED_MAX: Final = 10
-#: Longer texts of name servers and operating system are cut: faults stay one line each.
-TEXT_LENGTH_MAX: Final = 300
 
 _PREFIXES: Final = ("file:", "dns:", "srv:")
-
-
-class SeedError(GossipError):
-    """A source gave no usable list. ``faults`` names everything that is wrong with it, one line each."""
-
-    def __init__(self, faults: Iterable[str]) -> None:
-        self.faults = tuple(faults)
-        super().__init__("; ".join(self.faults))
-
-
-class SeedProvider(Protocol):
-    """Names the seeds whenever the node needs them: at its start, and again while it runs."""
-
-    async def seeds(self) -> tuple[str, ...]:
-        """Canonical endpoints in order of preference, without duplicates; may be empty.
-
-        Raises:
-            SeedError: there is no list to be had now; the one before stays in force.
-        """
-        ...
 
 
 class StaticSeeds:
@@ -419,26 +399,3 @@ def _dns_source(entry: str, timeout_seconds: float, nameservers: tuple[Sequence[
 def _without(seeds: tuple[str, ...], others: Iterable[str]) -> tuple[str, ...]:
     known = frozenset(others)
     return tuple(seed for seed in seeds if seed not in known)
-
-
-def bounded_seeds(where: str, seeds: Iterable[str]) -> tuple[str, ...]:
-    """Without duplicates.
-
-    Raises:
-        SeedError: there are more than ``SEEDS_MAX``.
-    """
-    distinct = tuple(dict.fromkeys(seeds))
-    if len(distinct) > SEEDS_MAX:
-        raise SeedError([f"{where}: {len(distinct)} seeds, at most {SEEDS_MAX} are allowed"])
-    return distinct
-
-
-def capped_faults(faults: Sequence[str]) -> list[str]:
-    """The first ``FAULTS_MAX``, and how many more."""
-    more = len(faults) - FAULTS_MAX
-    return [*faults[:FAULTS_MAX], f"and {more} more"] if more > 0 else list(faults)
-
-
-def one_line(text: str) -> str:
-    """A text of others, fit for a fault."""
-    return " ".join(text.split())[:TEXT_LENGTH_MAX]

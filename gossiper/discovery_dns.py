@@ -18,7 +18,8 @@ from dns.exception import DNSException
 from dns.resolver import NXDOMAIN, LifetimeTimeout, NoAnswer
 
 from gossiper.core.endpoints import format_endpoint, parse_endpoint
-from gossiper.discovery import (
+from gossiper.errors import ConfigError
+from gossiper.seeds import (
     DNS_TIMEOUT_SECONDS,
     PROVIDER_TIMEOUT_SECONDS,
     SEED_SOURCES_MAX,
@@ -28,7 +29,6 @@ from gossiper.discovery import (
     capped_faults,
     one_line,
 )
-from gossiper.errors import ConfigError
 
 #: Targets of one SRV name: each costs two queries.
 SRV_TARGETS_MAX: Final = 512

@@ -220,6 +220,22 @@ class Gossiper(GossiperShell):
             await asyncio.shield(asyncio.wait([self._main]))
         return self._failure
 
+    async def abort(self) -> None:
+        """End at once and without a word, as a crash does: for tests.
+
+        Nobody is told, calls of peers are reset, nothing more is put on disk; generation and host id stay there.
+        Subscriptions end, and whoever waits for a publish gets ``NotRunningError``. Idempotent; does nothing before
+        ``start`` has returned (cancel that instead).
+        """
+        if self._main is None or self._main.done():
+            return
+        self._aborted = True
+        if self._transport is not None:
+            # First nobody reaches it any more, so that nothing of its end is seen.
+            await self._transport.stop(0.0)
+        self._main.cancel()
+        await asyncio.wait([self._main])
+
     @property
     def failure(self) -> str | None:
         """Why this gossiper stopped by itself; None when it did not."""

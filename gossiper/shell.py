@@ -111,6 +111,8 @@ class GossiperShell:
         self._main: asyncio.Task[None] | None = None
         self._begun = False
         self._running = False
+        self._entered = asyncio.Event()
+        self._aborted = False
         self._stopping = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._in_flight: Counter[tuple[str, type[Request]]] = Counter()
@@ -145,14 +147,29 @@ class GossiperShell:
         self._begun = True
         try:
             await self._begin()
+            await self._enter()
         except BaseException:
             if self._transport is not None:
                 await self._transport.stop(0.0)
             self._storage.close()
             raise
-        self._running = True
-        self._main = asyncio.create_task(self._run(), name=f"gossiper {self._endpoint}")
         logger.info("started endpoint=%s generation=%d host_id=%s", self._endpoint, self.generation, self._host_id)
+
+    async def _enter(self) -> None:
+        """Begin the main task, and see it begun: cancelled before its first step it would clean up nothing."""
+        self._running = True
+        main = self._main = asyncio.create_task(self._run(), name=f"gossiper {self._endpoint}")
+        main.add_done_callback(lambda _: self._entered.set())
+        try:
+            await self._entered.wait()
+        except BaseException:
+            main.cancel()
+            await asyncio.wait([main])
+            raise
+        finally:
+            self._running = self._running and not main.done()
+        if main.cancelled():
+            raise asyncio.CancelledError
 
     async def _begin(self) -> None:
         identity = await load_identity(self._storage, self.config)
@@ -251,6 +268,7 @@ class GossiperShell:
             raise error
 
     async def _run(self) -> None:
+        self._entered.set()
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -282,7 +300,7 @@ class GossiperShell:
                 subscription.close()
             if self._transport is not None:
                 await self._transport.stop(self.config.shutdown_grace_seconds)
-            if self._stopping.is_set():
+            if self._stopping.is_set() and not self._aborted:
                 # Whoever is cancelled without a stop is being killed: nothing may be done that a kill would not do.
                 await self._store_peers()
             self._storage.close()

@@ -6,8 +6,8 @@ The names below are loaded on first use: ``kvstore --help`` should not wait for 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as in typing, which takes longer to import than this package
 if TYPE_CHECKING:
     from kvstore.client import AsyncKeyValueClient, KeyValue, KeyValueClient, NodeDescription
     from kvstore.config import KvStoreConfig
@@ -42,7 +42,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Load a public name on first use (PEP 562)."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from nodetool.connect import connect
 from nodetool.errors import NodetoolError, UnreachableError
-from nodetool.options import Options, connect, examples, node_options, pass_options
+from nodetool.options import Options, examples, node_options, pass_options
 from nodetool.render import (
     AddressBook,
     address_order,

@@ -1,6 +1,6 @@
 """One connection to a node, and the one place where its errors become lines for people and exit statuses.
 
-Imported only when a command runs (``nodetool.options.connect``): gRPC takes longer to import than a help page to read.
+Imported only when a command runs (``nodetool.connect``): gRPC takes longer to import than a help page to read.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import click
 
+from nodetool.connect import connect
 from nodetool.errors import ExitStatus, NodetoolError
-from nodetool.options import Options, connect, examples, node_options, pass_options
+from nodetool.options import Options, examples, node_options, pass_options
 from nodetool.render import json_text, one_line, printable, rfc3339
 
 WAIT_SETTLED_SECONDS_DEFAULT: Final = 60.0

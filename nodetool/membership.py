@@ -7,9 +7,10 @@ from typing import Final
 
 import click
 
+from nodetool.connect import connect
 from nodetool.errors import ExitStatus, NodetoolError
 from nodetool.gossip import WAIT_SECONDS_MAX, stamped_json
-from nodetool.options import Options, connect, examples, node_options, pass_options
+from nodetool.options import Options, examples, node_options, pass_options
 from nodetool.render import printable
 
 WAIT_KNOWN_SECONDS_DEFAULT: Final = 10.0

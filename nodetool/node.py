@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from nodetool.cluster import Member
-from nodetool.options import Options, connect, examples, node_options, pass_options
+from nodetool.connect import connect
+from nodetool.options import Options, examples, node_options, pass_options
 from nodetool.render import (
     AddressBook,
     address_order,

@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import click
-
-if TYPE_CHECKING:
-    from nodetool.connection import Node
 
 HOST_DEFAULT: Final = "127.0.0.1"
 #: Cassandra's port for administration (JMX there).
@@ -124,10 +121,3 @@ def node_options(command: _F) -> _F:
 def examples(*lines: str) -> str:
     """The end of a command's help page: lines to copy."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def connect(options: Options) -> Node:
-    """A connection to the node that the options name; to be used in a with block."""
-    from nodetool.connection import Node  # noqa: PLC0415 - gRPC takes longer to import than `--help` may take
-
-    return Node(options)

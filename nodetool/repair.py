@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 import click
 
+from nodetool.connect import connect
 from nodetool.errors import ExitStatus, InterruptedCommandError, NodetoolError, UnreachableError
-from nodetool.options import Options, connect, examples, node_options, pass_options
+from nodetool.options import Options, examples, node_options, pass_options
 from nodetool.render import byte_size, colour_wanted, json_text, labelled, one_line, rfc3339
 
 if TYPE_CHECKING:

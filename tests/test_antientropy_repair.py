@@ -37,6 +37,8 @@ from antientropy import (
 from antientropy.core import hashing
 from antientropy.core.merkle import HashTree
 from antientropy.core.tokens import TOKEN_MAX
+from antientropy.limits import LOG_INTERVAL_SECONDS
+from antientropy.logs import LogLimiter
 from antientropy.stores.memory import MemorySnapshot
 from antientropy.v1 import admin_pb2, admin_pb2_grpc, repair_pb2_grpc
 from antientropy.v1 import repair_pb2 as pb
@@ -551,6 +553,31 @@ async def test_a_stopped_service_refuses_its_peers() -> None:
             await local_stub.CompareRoots(roots_request(), timeout=5)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert (await repaired(local))[-1].outcome is RepairOutcome.FAILED
+
+
+async def test_refused_calls_are_logged_once_per_peer_and_reason(caplog: pytest.LogCaptureFixture) -> None:
+    now = 1_000.0
+    async with cluster(MemoryRowStore()) as (node,):
+        node.service._servicer._refusals = LogLimiter(lambda: now)
+        stub = node.stub()
+
+        async def refused(*, code: grpc.StatusCode, keyspace: str = "kv", hash_version: int = 1) -> None:
+            request = roots_request()
+            request.keyspace, request.hash_version = keyspace, hash_version
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.CompareRoots(request, timeout=5)
+            assert caught.value.code() is code
+
+        for number in range(50):
+            await refused(keyspace=f"other{number}", code=grpc.StatusCode.NOT_FOUND)
+        await refused(hash_version=9, code=grpc.StatusCode.FAILED_PRECONDITION)
+        assert [text.partition("refused: ")[2][:10] for text in caplog.messages if "refused" in text] == [
+            "NOT_FOUND:",
+            "FAILED_PRE",
+        ]
+        now += LOG_INTERVAL_SECONDS
+        await refused(keyspace="other", code=grpc.StatusCode.NOT_FOUND)
+        assert caplog.messages[-1].endswith("keyspace 'other' is not served here (held_back=49)")
 
 
 async def test_wrong_requests() -> None:

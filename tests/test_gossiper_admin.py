@@ -19,7 +19,9 @@ from gossiper.core.messages import VersionedValue
 from gossiper.discovery import ReloadResult
 from gossiper.errors import LifecycleError, LocalStateError, NotRunningError
 from gossiper.events import EndpointView, Liveness
+from gossiper.limits import LOG_INTERVAL_SECONDS
 from gossiper.reports import AdminSource, FailureDetectorReport, NodeInfo, PhiReport
+from gossiper.transport.strict import strict
 from gossiper.v1 import admin_pb2, admin_pb2_grpc
 
 if TYPE_CHECKING:
@@ -199,6 +201,44 @@ async def stub(node: FakeNode, application: FakeApplication) -> AsyncIterator[St
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
         yield admin_pb2_grpc.GossipAdminServiceStub(channel)
     await server.stop(None)
+
+
+async def test_what_is_no_protobuf_is_refused_in_one_line(
+    node: FakeNode, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000.0
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    monkeypatch.setattr("gossiper.admin.strict", lambda it: strict(it, lambda: now))
+    GossipAdmin(node).register(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+
+        async def call(method: str, content: bytes) -> grpc.StatusCode:
+            multi: Any = channel.unary_unary(f"/gossiper.v1.GossipAdminService/{method}")
+            try:
+                await multi(content, timeout=TIMEOUT_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                return error.code()
+            return grpc.StatusCode.OK
+
+        noise = b"\xff\xff\xff\xff noise"
+        for _ in range(20):
+            assert await call("Remove", noise) is grpc.StatusCode.INVALID_ARGUMENT
+        assert await call("Drain", noise) is grpc.StatusCode.INVALID_ARGUMENT
+        now += LOG_INTERVAL_SECONDS
+        assert await call("Remove", noise) is grpc.StatusCode.INVALID_ARGUMENT
+        assert await call("GetSeeds", b"") is grpc.StatusCode.OK
+        assert await call("Nothing", b"") is grpc.StatusCode.UNIMPLEMENTED
+    await server.stop(None)
+    said = [record.getMessage() for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
+    assert [text.partition("method=/gossiper.v1.GossipAdminService/")[2].split()[0] for text in said] == [
+        "Remove",
+        "Drain",
+        "Remove",
+    ]
+    assert [text.rpartition("=")[2] for text in said] == ["0", "0", "19"]
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_the_cluster_view_is_ordered_and_leaves_tombstones_out(stub: Stub) -> None:

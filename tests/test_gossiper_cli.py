@@ -288,7 +288,7 @@ class Member:
         return self.process.returncode or 0, err.decode()
 
 
-COMMAND = [sys.executable, "-m", "gossiper.cli"]
+COMMAND = [sys.executable, "-m", "gossiper"]
 
 
 @asynccontextmanager

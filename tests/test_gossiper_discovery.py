@@ -27,13 +27,9 @@ from hypothesis import strategies as st
 
 from gossiper import discovery, discovery_dns
 from gossiper.discovery import (
-    FAULTS_MAX,
     SEED_FILE_BYTES_MAX,
-    SEED_SOURCES_MAX,
     FileSeeds,
     ReloadResult,
-    SeedError,
-    SeedProvider,
     SeedSources,
     SeedWatcher,
     StaticSeeds,
@@ -41,6 +37,7 @@ from gossiper.discovery import (
 )
 from gossiper.discovery_dns import DnsSeeds
 from gossiper.errors import ConfigError
+from gossiper.seeds import FAULTS_MAX, SEED_SOURCES_MAX, SeedError, SeedProvider
 
 A, B, C = "10.0.0.1:7000", "10.0.0.2:7000", "10.0.0.3:7000"
 
@@ -142,7 +139,7 @@ async def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 async def test_too_many_seeds_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery, "SEEDS_MAX", 2)
+    monkeypatch.setattr("gossiper.seeds.SEEDS_MAX", 2)
     path = tmp_path / "seeds"
     path.write_text(f"{A}\n{B}\n{A}\n")
     assert await FileSeeds(path).seeds() == (A, B)
@@ -404,7 +401,7 @@ async def test_limits_of_answers(server: NameServer, monkeypatch: pytest.MonkeyP
         ("many", "A"): ["10.0.0.1", "10.0.0.2", "10.0.0.3"],
         ("_s._tcp.many", "SRV"): ["0 0 1 a.", "0 0 1 b.", "0 0 1 many."],
     }
-    monkeypatch.setattr(discovery, "SEEDS_MAX", 2)
+    monkeypatch.setattr("gossiper.seeds.SEEDS_MAX", 2)
     monkeypatch.setattr(discovery_dns, "SRV_TARGETS_MAX", 2)
     assert await faults_of(server.seeds("dns:many:7000").seeds()) == ["dns:many:7000: 3 seeds, at most 2 are allowed"]
     assert await faults_of(server.seeds("srv:_s._tcp.many").seeds()) == [

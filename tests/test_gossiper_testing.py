@@ -22,6 +22,13 @@ DOCUMENT = (ROOT / "docs" / "testing.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```python\n(.*?)```", DOCUMENT, re.DOTALL))
 
 
+def test_helpers_need_no_simulator() -> None:
+    program = "import sys, gossiper.testing.plugin; print(*(m for m in sys.modules if m.startswith('gossiper.simul')))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    loaded = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True, timeout=50)
+    assert loaded.split() == ["gossiper.simulation", "gossiper.simulation.virtual_loop"]
+
+
 # -- the documentation ----------------------------------------------------------------------------------------------
 
 

@@ -122,7 +122,7 @@ def test_every_command_line_is_of_a_known_kind() -> None:
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("gossiper ")])
 def test_the_gossiper_commands_work(line: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "gossiper.cli", *shlex.split(line)[1:]],
+        [sys.executable, "-m", "gossiper", *shlex.split(line)[1:]],
         cwd=ROOT,
         env=environment(),
         text=True,

@@ -21,19 +21,10 @@ class _PausableGossiper(Gossiper):
     """Stands still as a stopped process does: what happens to it meanwhile, it learns when it goes on."""
 
     _standing = False
-    _killed = False
     _kept: tuple[EngineEvent, ...] = ()
 
     def stand_still(self) -> None:
         self._standing = True
-
-    def die(self) -> None:
-        """From now on nothing is put on disk: what is cancelled would clean up, what is killed does not."""
-        self._killed = True
-
-    async def _store_peers(self) -> None:
-        if not self._killed:
-            await super()._store_peers()
 
     def go_on(self) -> None:
         self._standing = False
@@ -142,16 +133,13 @@ class MemoryBackend:
             return
         self._network.resume(self._endpoints[node])
         member.drop_tasks()
-        self._pausable[node].die()
-        # First nobody reaches it any more, so that nothing of its end is seen.
-        await member.transport.stop(0.0)
-        main = member.gossiper._main  # noqa: SLF001 - no user of a node ends it without a word
-        doomed = [task for task in (self._starting.pop(node, None), main) if task is not None]
-        await asyncio.sleep(0)  # a task that is cancelled before it began would clean up nothing
-        for task in doomed:
-            task.cancel()
-        if doomed:
-            await asyncio.wait(doomed)
+        starting = self._starting.pop(node, None)
+        if starting is not None:
+            # First nobody reaches it any more, so that nothing of its end is seen.
+            await member.transport.stop(0.0)
+            starting.cancel()
+            await asyncio.wait([starting])
+        await member.gossiper.abort()
 
     async def pause(self, node: str) -> None:
         """As the Protocol says."""

@@ -129,14 +129,7 @@ class MemoryCluster:
         No time passes until it is gone. Its subscriptions end.
         """
         self._running.pop(gossiper.endpoint, None)
-        # First nobody reaches it any more, so that nothing of its end is seen.
-        transport, main = gossiper._transport, gossiper._main  # noqa: SLF001 - no user of a node ends it without a word
-        if transport is not None:
-            await transport.stop(0.0)
-        if main is not None:
-            await asyncio.sleep(0)  # a task that is cancelled before it began would clean up nothing
-            main.cancel()
-            await asyncio.wait([main])
+        await gossiper.abort()
 
     async def restart(self, gossiper: Gossiper, **config_changes: Any) -> Gossiper:
         """Start a node again that was stopped or killed, at its endpoint (or a new ``listen``), with its identity.
