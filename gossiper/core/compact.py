@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from gossiper.core.messages import CompactAnswer, CompactDigests, Int64Column, Symbols
-from gossiper.core.roster import Exchange, Roster, bucket_count, hashes_between, roster_at, superseded
+from gossiper.core.roster import Exchange, Roster, Standing, bucket_count, hashes_between, roster_at, standing
 from gossiper.core.state import ClusterState
 from gossiper.core.table import EndpointTable, LivenessCode, Rows
 from gossiper.core.versions import COUNTER_BITS
@@ -42,6 +42,9 @@ RECENT_TICKS: Final = 12
 _HEARTBEAT_MAX: Final = INTEGER_MAX >> COUNTER_BITS
 #: The symbol of "not newer" in an answer.
 _EQUAL: Final = 1
+_SYMBOLS: Final = 256
+
+Mask = NDArray[np.bool_]
 
 _NOTHING: Final = np.zeros(0, dtype=np.int64)
 _NO_SYMBOLS: Final = np.zeros(0, dtype=np.uint8)
@@ -52,8 +55,10 @@ class CompactExamination:
     """What a compact SYN means to the receiver, before anything is changed."""
 
     answer: CompactAnswer
-    outside_of: Roster | None
-    """The roster that both sides have; None when they differ, and nothing was compared."""
+    roster: Roster | None
+    """What both sides have; None when rosters differ, and nothing was compared."""
+    outside: Rows
+    """Rows that are not in it: those that the SYN does not list either are unknown to the peer."""
     send_states: list[tuple[int, int]]
     """(row, from_version) pairs."""
     take_rows: Rows
@@ -74,32 +79,30 @@ class Conclusion:
 def describe(state: ClusterState, roster: Roster, as_of_ms: int, attempt: int = 1) -> tuple[CompactDigests, Exchange]:
     """All columns of a SYN over a roster with at least one entry."""
     table = state.table
-    rows = roster.rows
-    gone = superseded(table, roster)
-    heartbeats = table.heartbeat[rows]
-    expected = roster.expected(as_of_ms)
-    late = expected - heartbeats
-    own = roster.index_of(state.local_row)
-    base = int(late[own]) if own >= 0 and not gone[own] else int(late[0])
+    known = standing(table, roster, state.local_row)
+    heartbeats = table.heartbeat[roster.rows]
+    late = roster.expected(as_of_ms)
+    late -= heartbeats
+    base = int(late[max(known.own, 0)])
     late -= base - LEVEL
     symbols = late.astype(np.uint8)
-    wild = (late < SUPERSEDED + 1) | (late >= LEVEL + BEHIND_TICKS)
     escapes, behind_hash = _NOTHING, 0
-    if gone.any():
-        symbols[gone] = SUPERSEDED
-        wild &= ~gone
-    if wild.any():
-        symbols[wild] = ESCAPE
-        symbols[wild & (table.liveness[rows] == LivenessCode.DOWN)] = BEHIND
+    if known.gone is not None or int(late.min()) <= SUPERSEDED or int(late.max()) >= LEVEL + BEHIND_TICKS:
+        down = table.liveness[roster.rows] == LivenessCode.DOWN
+        _mark(symbols, late, down, known.gone)
         escapes = heartbeats[symbols == ESCAPE]
         behind_hash = _hash(heartbeats[symbols == BEHIND], as_of_ms)
-    versions, floors = _versions(table, roster, gone), _floors(symbols, heartbeats, RECENT_TICKS)
-    recent = np.flatnonzero(versions >= floors)
-    offsets = versions[recent] - floors[recent]
-    versions[recent] = 0
+    versions = _versions(table, roster, known)
+    floors = _floors(symbols, heartbeats, RECENT_TICKS)
+    if known.gone is not None:
+        versions[known.gone] = 0
+    recent, offsets = (versions >= floors).nonzero()[0], _NOTHING
+    if len(recent):
+        offsets = versions[recent] - floors[recent]
+        versions[recent] = 0
     compact = CompactDigests(
         cut_ms=roster.cut_ms,
-        count=len(roster),
+        count=len(symbols),
         roster_hash=roster.digest,
         base=base,
         symbols=symbols,
@@ -114,13 +117,21 @@ def describe(state: ClusterState, roster: Roster, as_of_ms: int, attempt: int = 
     return compact, Exchange(roster, table.incarnations, heartbeats, symbols, own_version, attempt)
 
 
+def _mark(symbols: Symbols, late: Int64Column, down: Mask, gone: Mask | None) -> None:
+    """Put the symbols of entries whose heartbeats the column cannot hold."""
+    wild = (late <= SUPERSEDED) | (late >= LEVEL + BEHIND_TICKS)
+    symbols[wild] = ESCAPE
+    symbols[wild & down] = BEHIND
+    if gone is not None:
+        symbols[gone] = SUPERSEDED
+
+
 def describe_states(
-    state: ClusterState, roster: Roster, buckets: int, wanted: int, attempt: int
+    state: ClusterState, exchange: Exchange, buckets: int, wanted: int
 ) -> tuple[CompactDigests, Exchange]:
-    """Only the states_versions of the buckets in ``wanted``, all of them."""
-    table = state.table
-    index = np.flatnonzero(roster.mask(buckets, wanted))
-    versions = _versions(table, roster, superseded(table, roster))[index]
+    """Only the states_versions of the buckets in ``wanted``, all of them, as a further SYN of the same exchange."""
+    table, roster = state.table, exchange.roster
+    index = roster.mask(buckets, wanted).nonzero()[0]
     compact = CompactDigests(
         cut_ms=roster.cut_ms,
         count=len(roster),
@@ -131,13 +142,14 @@ def describe_states(
         behind_hash=0,
         recent_ticks=0,
         recent_index=index,
-        recent_offsets=versions,
+        recent_offsets=_versions(table, roster, standing(table, roster, state.local_row))[index],
         states_hash=0,
         buckets=buckets,
         states_buckets=wanted,
     )
     own_version = int(table.states_version[state.local_row])
-    return compact, Exchange(roster, table.incarnations, _NOTHING, _NO_SYMBOLS, own_version, attempt)
+    again = Exchange(roster, table.incarnations, _NOTHING, _NO_SYMBOLS, own_version, exchange.attempt + 1)
+    return compact, again
 
 
 def examine_compact(state: ClusterState, compact: CompactDigests, as_of_ms: int) -> CompactExamination:
@@ -153,128 +165,88 @@ def examine_compact(state: ClusterState, compact: CompactDigests, as_of_ms: int)
     if len(roster) != compact.count or roster.digest != compact.roster_hash:
         whole = roster_at(table, compact.cut_ms)
         differs = replace(_EMPTY_ANSWER, roster_buckets=whole.bucket_digests(bucket_count(len(whole))))
-        return CompactExamination(differs, None, [], _NO_ROWS, _NOTHING, 0)
-    gone = superseded(table, roster)
-    expected = roster.expected(as_of_ms)
+        return CompactExamination(differs, None, _NO_ROWS, [], _NO_ROWS, _NOTHING, 0)
+    known = standing(table, roster, state.local_row)
+    if compact.states_buckets:
+        listed = _compare_listed(table, roster, known, compact, compact.recent_offsets)
+        answer = CompactAnswer(_NO_SYMBOLS, _NOTHING, listed.request_index, listed.request_versions, _NOTHING)
+        return CompactExamination(answer, roster, _NO_ROWS, listed.send, _NO_ROWS, _NOTHING, listed.own_version)
     mine = table.heartbeat[roster.rows]
-    if gone.any():
-        mine[gone] = 0
-    own = roster.index_of(state.local_row)
-    take, newer, escapes, behind = _NO_ROWS, _NO_SYMBOLS, _NOTHING, _NOTHING
-    theirs = _NOTHING
-    if len(compact.symbols):
-        theirs = _heartbeats(compact, expected, mine)
-        ticks = mine - theirs
-        ticks[gone] = 0
-        take = np.flatnonzero(ticks < 0)
-        take = take[take != own]
-        newer, escapes = _ticks_out(ticks)
+    if known.gone is not None:
+        mine[known.gone] = 0
+    theirs = _heartbeats(compact, roster.expected(as_of_ms), mine)
+    ticks = mine - theirs
+    if known.gone is not None:
+        ticks[known.gone] = 0
+    take = (ticks < 0).nonzero()[0]
+    if known.own >= 0 and ticks[known.own] < 0:
+        take = take[take != known.own]
+    newer, escapes = _ticks_out(ticks)
+    behind = _NOTHING
+    if compact.behind_hash:
         silent = mine[compact.symbols == BEHIND]
-        if compact.behind_hash and _hash(silent, as_of_ms) != compact.behind_hash:
-            behind = silent
-    states = _compare_states(table, compact, _Here(roster, gone, theirs, own, as_of_ms))
-    answer = CompactAnswer(
-        newer, escapes, states.request_index, states.request_versions, behind, (), states.unequal_buckets
-    )
+        behind = silent if _hash(silent, as_of_ms) != compact.behind_hash else _NOTHING
+    found, unequal = _compare_states(table, (roster, known), compact, theirs, as_of_ms)
+    answer = CompactAnswer(newer, escapes, found.request_index, found.request_versions, behind, (), unequal)
     return CompactExamination(
-        answer, roster, states.send, roster.rows[take], theirs[take] if len(take) else _NOTHING, states.own_version_seen
+        answer, roster, known.outside, found.send, roster.rows[take], theirs[take], found.own_version
     )
 
 
-def conclude(state: ClusterState, exchange: Exchange, answer: CompactAnswer) -> Conclusion:
-    """What the answer to a SYN of this node says: heartbeats to take, application states to send."""
-    table, roster = state.table, exchange.roster
-    same_name = np.ones(len(roster), dtype=np.bool_)
-    if table.incarnations != exchange.incarnations:
-        same_name = (table.name_high[roster.rows] == roster.names_high) & (
-            table.name_low[roster.rows] == roster.names_low
-        )
-    same = same_name & ~superseded(table, roster)
-    take, heartbeats = _NO_ROWS, _NOTHING
-    if len(answer.symbols) and len(exchange.symbols):
-        ticks = answer.symbols.astype(np.int64) - _EQUAL
-        ticks[answer.symbols == ESCAPE] = answer.escapes
-        told = (exchange.symbols != BEHIND) & (exchange.symbols != SUPERSEDED)
-        index = np.flatnonzero((ticks > 0) & same & told)
-        take, heartbeats = roster.rows[index], exchange.heartbeats[index] + ticks[index]
-    send: list[tuple[int, int]] = []
-    if len(answer.behind_heartbeats):
-        index = np.flatnonzero(exchange.symbols == BEHIND)
-        if len(index) == len(answer.behind_heartbeats):
-            theirs, mine, rows = answer.behind_heartbeats, exchange.heartbeats[index], roster.rows[index]
-            later = same[index] & (theirs > mine)
-            take, heartbeats = np.concatenate((take, rows[later])), np.concatenate((heartbeats, theirs[later]))
-            earlier = rows[same[index] & (theirs > 0) & (theirs < mine)]
-            # A delta without values: only the heartbeat is news.
-            send += zip(earlier.tolist(), table.states_version[earlier].tolist(), strict=True)
-    asked = roster.rows[answer.request_index]
-    for row, version, is_same, is_known in zip(
-        asked.tolist(),
-        answer.request_versions.tolist(),
-        same[answer.request_index].tolist(),
-        same_name[answer.request_index].tolist(),
-        strict=True,
-    ):
-        # An endpoint that restarted since the SYN is sent whole.
-        if is_known:
-            send.append((row, version if is_same else 0))
-    return Conclusion(take, heartbeats, send)
+@dataclass(slots=True, eq=False)
+class _Compared:
+    """Application states: what to request, what to send."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Here:
-    """The receiver's side of a comparison."""
-
-    roster: Roster
-    gone: NDArray[np.bool_]
-    heartbeats: Int64Column
-    """What the sender knows; without meaning where its symbol says that it does not tell."""
-    own: int
-    as_of_ms: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _States:
     request_index: Int64Column
     request_versions: Int64Column
     send: list[tuple[int, int]]
-    unequal_buckets: tuple[int, ...]
-    own_version_seen: int
+    own_version: int
+    """The states_version that the peer holds of the local endpoint; 0: not said."""
 
 
-def _compare_states(table: EndpointTable, compact: CompactDigests, here: _Here) -> _States:
-    roster, gone, own = here.roster, here.gone, here.own
-    mine = _versions(table, roster, gone)
+def _compare_listed(
+    table: EndpointTable, roster: Roster, known: Standing, compact: CompactDigests, theirs: Int64Column
+) -> _Compared:
+    """Compare the states_versions that the SYN lists one by one."""
     listed = compact.recent_index
-    theirs = compact.recent_offsets
-    if not compact.states_buckets:
-        floors = _floors(compact.symbols, here.heartbeats, compact.recent_ticks)
-        theirs = theirs + floors[listed]
-    if len(theirs) and int(theirs.max()) >= INTEGER_MAX:
+    if not len(listed):
+        return _Compared(_NOTHING, _NOTHING, [], 0)
+    if int(theirs.max()) >= INTEGER_MAX:
         raise PeerProtocolError("invalid_field", "a states_version beyond 2**62")
-    known = mine[listed]
-    current = ~gone[listed]
-    wanted = (theirs > known) & current & (listed != own)
-    older = (theirs < known) & current
-    request_index, request_versions = listed[wanted], known[wanted]
-    send = list(zip(roster.rows[listed[older]].tolist(), theirs[older].tolist(), strict=True))
-    if compact.states_buckets:
-        seen = theirs[listed == own]
-        return _States(request_index, request_versions, send, (), int(seen[0]) if len(seen) else 0)
-    mine[listed] = 0
-    recent = np.flatnonzero(mine >= np.maximum(floors, 1))
+    rows = roster.rows[listed]
+    mine = table.states_version[rows]
+    wanted, older = theirs > mine, theirs < mine
+    if known.gone is not None:
+        current = ~known.gone[listed]
+        wanted &= current
+        older &= current
+    own = (listed == known.own).nonzero()[0]
+    wanted[own] = False
+    send: list[tuple[int, int]] = []
+    if older.any():
+        send = list(zip(rows[older].tolist(), theirs[older].tolist(), strict=True))
+    return _Compared(listed[wanted], mine[wanted], send, int(theirs[own[0]]) if len(own) else 0)
+
+
+def _compare_states(
+    table: EndpointTable, at: tuple[Roster, Standing], compact: CompactDigests, theirs: Int64Column, as_of_ms: int
+) -> tuple[_Compared, tuple[int, ...]]:
+    """Compare what is listed and, by one hash, the rest; hashes of buckets when that differs."""
+    roster, known = at
+    floors = _floors(compact.symbols, theirs, compact.recent_ticks)
+    listed = compact.recent_index
+    found = _compare_listed(table, roster, known, compact, compact.recent_offsets + floors[listed])
+    mine, recent = _before_floors(table, roster, known, compact, floors)
+    if _hash(mine, as_of_ms) != compact.states_hash:
+        return found, hashes_between(mine, roster.bounds(compact.buckets or bucket_count(len(roster))), as_of_ms)
     if len(recent):
-        mine[recent] = _before(table, roster.rows[recent], floors[recent])
-    if _hash(mine, here.as_of_ms) != compact.states_hash:
-        buckets = hashes_between(mine, roster.bounds(bucket_count(len(roster))), here.as_of_ms)
-        return _States(request_index, request_versions, send, buckets, 0)
-    recent = recent[~gone[recent]]
-    send += zip(roster.rows[recent].tolist(), mine[recent].tolist(), strict=True)
-    seen = 0
-    if own >= 0 and not gone[own]:
-        at = np.flatnonzero(listed == own)
-        seen = int(theirs[at[0]]) if len(at) else int(mine[own])
-    return _States(request_index, request_versions, send, (), seen)
+        # What is recent here and not listed: the sender knows what was known here before.
+        if known.gone is not None:
+            recent = recent[~known.gone[recent]]
+        found.send += zip(roster.rows[recent].tolist(), mine[recent].tolist(), strict=True)
+    if known.own >= 0 and not found.own_version:
+        found.own_version = int(mine[known.own])
+    return found, ()
 
 
 def states_hashes(
@@ -282,20 +254,59 @@ def states_hashes(
 ) -> tuple[int, ...]:
     """What ``CompactAnswer.states_buckets`` would be if it were the sender's own view as it is now."""
     roster = exchange.roster
-    versions = _versions(state.table, roster, superseded(state.table, roster))
+    known = standing(state.table, roster, state.local_row)
     floors = _floors(exchange.symbols, exchange.heartbeats, compact.recent_ticks)
-    versions[compact.recent_index] = 0
-    recent = np.flatnonzero(versions >= np.maximum(floors, 1))
-    if len(recent):
-        versions[recent] = _before(state.table, roster.rows[recent], floors[recent])
+    versions, _ = _before_floors(state.table, roster, known, compact, floors)
     return hashes_between(versions, roster.bounds(buckets), as_of_ms)
 
 
-def _versions(table: EndpointTable, roster: Roster, gone: NDArray[np.bool_]) -> Int64Column:
+def conclude(state: ClusterState, exchange: Exchange, answer: CompactAnswer) -> Conclusion:
+    """What the answer to a SYN of this node says: heartbeats to take, application states to send."""
+    table, roster = state.table, exchange.roster
+    same = table.generation[roster.rows] == roster.generations
+    if table.incarnations != exchange.incarnations:
+        # Rows may belong to others by now.
+        same &= (table.name_high[roster.rows] == roster.names_high) & (table.name_low[roster.rows] == roster.names_low)
+    take, heartbeats = _NO_ROWS, _NOTHING
+    if len(answer.symbols) and len(exchange.symbols):
+        index = (answer.symbols != _EQUAL).nonzero()[0]
+        told = exchange.symbols[index]
+        index = index[same[index] & (told != BEHIND) & (told != SUPERSEDED)]
+        ticks = answer.symbols.astype(np.int64)
+        ticks -= _EQUAL
+        if len(answer.escapes):
+            ticks[answer.symbols == ESCAPE] = answer.escapes
+        take, heartbeats = roster.rows[index], exchange.heartbeats[index] + ticks[index]
+    send: list[tuple[int, int]] = []
+    if len(answer.behind_heartbeats):
+        index = (exchange.symbols == BEHIND).nonzero()[0]
+        if len(index) == len(answer.behind_heartbeats):
+            theirs, mine, rows = answer.behind_heartbeats, exchange.heartbeats[index], roster.rows[index]
+            later = same[index] & (theirs > mine)
+            take, heartbeats = np.concatenate((take, rows[later])), np.concatenate((heartbeats, theirs[later]))
+            earlier = rows[same[index] & (theirs > 0) & (theirs < mine)]
+            # A delta without values: only the heartbeat is news.
+            send += zip(earlier.tolist(), table.states_version[earlier].tolist(), strict=True)
+    send += _requested(table, exchange, answer, same)
+    return Conclusion(take, heartbeats, send)
+
+
+def _requested(table: EndpointTable, exchange: Exchange, answer: CompactAnswer, same: Mask) -> list[tuple[int, int]]:
+    """(row, from_version) of what was asked for; an endpoint that restarted since the SYN is sent whole."""
+    roster, index = exchange.roster, answer.request_index
+    if not len(index):
+        return []
+    rows = roster.rows[index]
+    here = (table.name_high[rows] == roster.names_high[index]) & (table.name_low[rows] == roster.names_low[index])
+    versions = np.where(same[index], answer.request_versions, 0)
+    return list(zip(rows[here].tolist(), versions[here].tolist(), strict=True))
+
+
+def _versions(table: EndpointTable, roster: Roster, known: Standing) -> Int64Column:
     """The states_version known of each entry's generation, as a copy."""
     versions = table.states_version[roster.rows]
-    if gone.any():
-        versions[gone] = table.past_version[roster.rows[gone]]
+    if known.gone is not None:
+        versions[known.gone] = table.past_version[roster.rows[known.gone]]
     return versions
 
 
@@ -304,26 +315,46 @@ def _floors(symbols: Symbols, heartbeats: Int64Column, recent_ticks: int) -> Int
 
     Of entries without a heartbeat in the SYN nothing is recent.
     """
-    floors: Int64Column = np.maximum(heartbeats - recent_ticks, 0) << COUNTER_BITS
-    silent = (symbols == BEHIND) | (symbols == SUPERSEDED)
-    if silent.any():
-        floors[silent] = INTEGER_MAX
+    floors: Int64Column = heartbeats - recent_ticks
+    floors <<= COUNTER_BITS
+    # Version 0 means that nothing is known: that is not recent.
+    np.maximum(floors, 1, out=floors)
+    if int(symbols.min()) <= SUPERSEDED:
+        floors[(symbols == BEHIND) | (symbols == SUPERSEDED)] = INTEGER_MAX
     return floors
 
 
-def _before(table: EndpointTable, rows: Rows, floors: Int64Column) -> Int64Column:
-    """The states_version that was known of each row below its floor; 0 when that is not remembered."""
-    first, second, third = table.version_1[rows], table.version_2[rows], table.version_3[rows]
-    return np.where(first < floors, first, np.where(second < floors, second, np.where(third < floors, third, 0)))
+def _before_floors(
+    table: EndpointTable, roster: Roster, known: Standing, compact: CompactDigests, floors: Int64Column
+) -> tuple[Int64Column, Int64Column]:
+    """states_versions known below the floors, and which are known above as well.
+
+    They are 0 where the SYN lists them, where it says that a greater generation stands elsewhere, and where what was
+    known then is not remembered.
+    """
+    versions = _versions(table, roster, known)
+    if len(compact.recent_index):
+        versions[compact.recent_index] = 0
+    if int(compact.symbols.min()) <= SUPERSEDED:
+        versions[compact.symbols == SUPERSEDED] = 0
+    recent = (versions >= floors).nonzero()[0]
+    if len(recent):
+        rows, below = roster.rows[recent], floors[recent]
+        first, second, third = table.version_1[rows], table.version_2[rows], table.version_3[rows]
+        versions[recent] = np.where(
+            first < below, first, np.where(second < below, second, np.where(third < below, third, 0))
+        )
+    return versions, recent
 
 
 def _heartbeats(compact: CompactDigests, expected: Int64Column, mine: Int64Column) -> Int64Column:
     """What the sender knows of each entry; of those behind or superseded, what is known here."""
     symbols = compact.symbols
-    theirs = expected - (compact.base - LEVEL)
+    theirs = expected
+    theirs -= compact.base - LEVEL
     theirs -= symbols
-    special = symbols <= SUPERSEDED
-    if special.any():
+    if int(symbols.min()) <= SUPERSEDED:
+        special = symbols <= SUPERSEDED
         theirs[special] = mine[special]
         theirs[symbols == ESCAPE] = compact.escapes
     if int(theirs.min()) < 0 or int(theirs.max()) >= _HEARTBEAT_MAX:
@@ -338,9 +369,9 @@ def _ticks_out(ticks: Int64Column) -> tuple[Symbols, Int64Column]:
     if not most:
         return _NO_SYMBOLS, _NOTHING
     newer += _EQUAL
-    if most + _EQUAL < 256:
+    if most + _EQUAL < _SYMBOLS:
         return newer.astype(np.uint8), _NOTHING
-    far = newer >= 256
+    far = newer >= _SYMBOLS
     escapes = newer[far] - _EQUAL
     newer[far] = ESCAPE
     return newer.astype(np.uint8), escapes

@@ -31,7 +31,7 @@ from gossiper.core.messages import (
     GossipDigestSyn,
     Sender,
 )
-from gossiper.core.roster import Exchange, Roster, cut_of, outside, roster_at, superseded
+from gossiper.core.roster import Exchange, Roster, cut_of, roster_at, standing
 from gossiper.core.shadow import SHADOW_GENERATION
 from gossiper.core.state import ClusterState
 from gossiper.core.versions import Now
@@ -69,7 +69,7 @@ class DigestExchange:
 
     def _outside(self, roster: Roster) -> DigestColumns:
         table = self._state.table
-        rows = outside(table, roster, superseded(table, roster))
+        rows = standing(table, roster, self._state.local_row).outside
         return heartbeat_digests(self._state, rows) if len(rows) else DigestColumns.empty()
 
     # -- answering ---------------------------------------------------------------------------------------------------
@@ -92,19 +92,14 @@ class DigestExchange:
     def _answer_compact(self, syn: GossipDigestSyn, compact: CompactDigests, now: Now) -> list[Effect]:
         state = self._state
         columns = examine_compact(state, compact, syn.as_of_ms)
-        roster = columns.outside_of
-        if roster is None:
+        if columns.roster is None:
             nothing = DigestColumns.empty()
             as_of_ms = round(now.wall * 1000)
             return [Answer(GossipDigestAck(self._sender(), as_of_ms, nothing, nothing, (), compact=columns.answer))]
-        volunteers = _NO_ROWS
-        if not compact.states_buckets:
-            volunteers = outside(state.table, roster, superseded(state.table, roster))
-        if not len(syn.digests) and not len(volunteers):
-            found = NOTHING_FOUND
-        else:
-            found = examine(state, syn.digests, now, volunteers)
-        effects = self._ack(found, columns.send_states + found.send_states, columns.answer, now)
+        found = NOTHING_FOUND
+        if len(syn.digests) or len(columns.outside):
+            found = examine(state, syn.digests, now, columns.outside)
+        effects = self._ack(found, [*columns.send_states, *found.send_states], columns.answer, now)
         state.take_heartbeats(columns.take_rows, columns.take_heartbeats, now, syn.sender.endpoint)
         if columns.own_version_seen and not found.own_generation_seen:
             generation = int(state.table.generation[state.local_row])
@@ -156,21 +151,20 @@ class DigestExchange:
             self._take_plain_heartbeats(ack, now)
         self._shown_to_know(syn, ack)
         wanted = requested_states(state, ack.requests) if len(ack.requests) else []
-        effects: list[Effect] = []
+        again: list[Effect] = []
         form = "plain"
         if exchange is not None and ack.compact is not None:
             told = conclude(state, exchange, ack.compact)
             state.take_heartbeats(told.take_rows, told.take_heartbeats, now, sender)
             wanted = told.send_states + wanted
-            form, effects = self._again(peer, syn, exchange, ack.compact, now)
+            form, again = self._again(peer, syn, exchange, ack.compact, now)
         states, deferred = endpoint_states(state, wanted)
-        if states:
-            effects.append(Send(peer, GossipDigestAck2(self._sender(), states)))
+        effects: list[Effect] = [Send(peer, GossipDigestAck2(self._sender(), states))] if states else []
         if deferred:
             effects.append(Count("gossiper_states_deferred_total", "", deferred))
         if exchange is None or exchange.attempt == 1:
             effects.append(Count("gossiper_exchanges_total", form))
-        return effects
+        return effects + again
 
     def _again(
         self, peer: str, syn: GossipDigestSyn, exchange: Exchange, answer: CompactAnswer, now: Now
@@ -179,15 +173,18 @@ class DigestExchange:
         if answer.roster_buckets:
             return "roster_buckets", [Send(peer, self._syn_without(exchange, answer.roster_buckets, now))]
         compact = syn.compact
-        if not answer.states_buckets or exchange.attempt >= ATTEMPTS_MAX or compact is None or compact.plain_buckets:
+        if not answer.states_buckets or exchange.attempt >= ATTEMPTS_MAX or compact is None:
             return "compact", []
-        buckets = len(answer.states_buckets)
+        buckets, as_of_ms = len(answer.states_buckets), round(now.wall * 1000)
+        if self._state.table.incarnations != exchange.incarnations:
+            return "states_buckets", [Send(peer, self._plain_syn(as_of_ms))]  # indices have lost their meaning
         mine = states_hashes(self._state, exchange, compact, syn.as_of_ms, buckets)
         wanted = _unequal(mine, answer.states_buckets)
-        if not wanted or self._state.table.incarnations != exchange.incarnations:
-            return "compact", []  # it has been settled meanwhile, or indices have lost their meaning: next time
-        listed, kept = describe_states(self._state, exchange.roster, buckets, wanted, exchange.attempt + 1)
-        again = GossipDigestSyn(self._sender(), round(now.wall * 1000), DigestColumns.empty(), listed, kept)
+        if not wanted:
+            return "compact", []  # what the ACK brought has settled it
+        listed, kept = describe_states(self._state, exchange, buckets, wanted)
+        listed = replace(listed, plain_buckets=compact.plain_buckets)
+        again = GossipDigestSyn(self._sender(), as_of_ms, DigestColumns.empty(), listed, kept)
         return "states_buckets", [Send(peer, again)]
 
     def _syn_without(self, exchange: Exchange, theirs: tuple[int, ...], now: Now) -> GossipDigestSyn:
@@ -199,7 +196,7 @@ class DigestExchange:
             return self._plain_syn(as_of_ms)
         unequal = _unequal(roster.bucket_digests(len(theirs)), theirs)
         kept = roster.without(roster.mask(len(theirs), unequal))
-        if not unequal or not len(kept):
+        if not unequal or 2 * len(kept) < len(roster):
             return self._plain_syn(as_of_ms)
         compact, again = describe(self._state, kept, as_of_ms, exchange.attempt + 1)
         compact = replace(compact, buckets=len(theirs), plain_buckets=unequal)
@@ -223,7 +220,7 @@ class DigestExchange:
         exchange, answer = syn.exchange, ack.compact
         if exchange is None or answer is None or answer.roster_buckets or answer.states_buckets:
             return
-        at = exchange.roster.index_of(self._state.local_row)
+        at = standing(self._state.table, exchange.roster, self._state.local_row).own
         if at >= 0 and at not in answer.request_index and not (syn.compact and syn.compact.states_buckets):
             self._state.heard_of_local(peer, int(exchange.roster.generations[at]), exchange.own_version)
 

@@ -11,7 +11,7 @@ nodes forget at slightly different times.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
@@ -34,6 +34,20 @@ BUCKETS_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Standing:
+    """What a table knows by now of a roster's entries."""
+
+    incarnations: int
+    """Of the table for which this was found."""
+    gone: NDArray[np.bool_] | None
+    """Entries whose endpoint has a greater generation by now; None: there is none."""
+    outside: Rows
+    """Rows that the roster does not hold in their present generation, ascending."""
+    own: int
+    """The index of the local endpoint's present generation, -1 when it is not in the roster."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Roster:
     """n entries in the order of the xxh3_128 of their endpoints; columns have length n and never change."""
 
@@ -52,15 +66,12 @@ class Roster:
     names_low: Int64Column
     digest: bytes
     """xxh3_128 over ``content``, little-endian, entry by entry."""
+    standings: dict[int, Standing] = field(default_factory=dict)
+    """By local row (always the same one): see ``standing``."""
 
     def __len__(self) -> int:
         """The number of entries."""
         return len(self.rows)
-
-    def index_of(self, row: int) -> int:
-        """The index of a row of the table, -1 when it is not in the roster."""
-        found = np.flatnonzero(self.rows == row)
-        return int(found[0]) if len(found) else -1
 
     def expected(self, as_of_ms: int) -> Int64Column:
         """The heartbeats that clocks alone would give at ``as_of_ms``."""
@@ -137,18 +148,22 @@ def roster_at(table: EndpointTable, cut_ms: int) -> Roster:
     return roster
 
 
-def superseded(table: EndpointTable, roster: Roster) -> NDArray[np.bool_]:
-    """Entries whose endpoint has a greater generation by now."""
-    mask: NDArray[np.bool_] = table.generation[roster.rows] != roster.generations
-    return mask
-
-
-def outside(table: EndpointTable, roster: Roster, is_superseded: NDArray[np.bool_]) -> Rows:
-    """Rows that the roster does not hold in their present generation, ascending."""
-    others = table.used & (table.generation > 0)
-    others[roster.rows[~is_superseded]] = False
-    rows: Rows = np.flatnonzero(others)
-    return rows
+def standing(table: EndpointTable, roster: Roster, local_row: int) -> Standing:
+    """How the table stands to a roster; found again only after somebody joined, restarted or went."""
+    found = roster.standings.get(local_row)
+    if found is None or found.incarnations != table.incarnations:
+        gone = table.generation[roster.rows] != roster.generations
+        others = table.used & (table.generation > 0)
+        others[roster.rows[~gone]] = False
+        own = (roster.rows == local_row).nonzero()[0]
+        found = Standing(
+            table.incarnations,
+            gone if gone.any() else None,
+            others.nonzero()[0],
+            int(own[0]) if len(own) and not gone[own[0]] else -1,
+        )
+        roster.standings[local_row] = found
+    return found
 
 
 def _build(table: EndpointTable, cut_ms: int) -> Roster:

@@ -181,12 +181,12 @@ class CompactDigests(_message.Message):
     listed).
     """
     plain_buckets: _builtins.bytes
-    """Second attempt after rosters differed: bit b of the bit string (b % 8 of byte b / 8) is set when bucket b is left out
+    """After rosters differed: bit b of the bit string (b % 8 of byte b / 8) is set when bucket b is left out
     of the roster: its entries are all in `digests`. A bucket is the first bits of the order; there are as many as bits.
     """
     states_buckets: _builtins.bytes
-    """Second attempt after states_hash differed: all of those buckets are listed in recent_*, with absolute versions;
-    nothing else is compared.
+    """After states_hash differed: all of those buckets are listed in recent_*, with absolute versions; nothing else is
+    compared. plain_buckets is as it was then.
     """
     @_builtins.property
     def escapes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -198,7 +198,7 @@ class CompactDigests(_message.Message):
 
     @_builtins.property
     def recent_offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """... and states_version less 16 * (heartbeat - recent_ticks, at least 0)."""
+        """... and states_version less 16 * (heartbeat - recent_ticks), at least 1."""
 
     def __init__(
         self,

@@ -93,8 +93,8 @@ def digests_in(wire: gossip_pb2.CompactDigests, as_of_ms: int) -> CompactDigests
     buckets, plain, states = 0, wire.plain_buckets, wire.states_buckets
     if plain or states:
         buckets = 8 * len(plain or states)
-        if plain and states:
-            _refuse("buckets for two purposes")
+        if plain and states and len(plain) != len(states):
+            _refuse("two different numbers of buckets")
         if buckets & buckets - 1 or not BUCKETS_MIN <= buckets <= BUCKETS_MAX:
             _refuse(f"{buckets} buckets")
     if bool(states) == bool(len(symbols)):
@@ -149,8 +149,10 @@ def answer_in(wire: gossip_pb2.CompactAnswer, asked: CompactDigests) -> CompactA
 
 
 def _gaps(index: Int64Column) -> list[int]:
-    gaps: list[int] = (np.diff(index, prepend=-1) - 1).tolist()
-    return gaps
+    gaps = index.copy()
+    gaps[1:] -= index[:-1] + 1
+    listed: list[int] = gaps.tolist()
+    return listed
 
 
 def _index(gaps: Sequence[int], count: int) -> Int64Column:
@@ -183,7 +185,7 @@ def _symbols(alphabet: bytes, rice: int, bits: bytes, count: int) -> Symbols:
 
 def _escapes(symbols: Symbols, wire: Sequence[int]) -> Int64Column:
     escapes = _numbers("escapes", wire)
-    wanted = int(np.count_nonzero(symbols == 0)) if len(symbols) else 0
+    wanted = len(symbols) - int(np.count_nonzero(symbols))
     if len(escapes) != wanted:
         _refuse(f"{len(escapes)} escapes for {wanted} symbols that need one")
     return escapes

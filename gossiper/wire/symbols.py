@@ -20,15 +20,15 @@ RICE_MAX: Final = 4
 _SYMBOLS: Final = 256
 #: Bits of each rank, for each number of low bits.
 _COSTS: Final = np.stack([(np.arange(_SYMBOLS) >> rice) + 1 + rice for rice in range(RICE_MAX + 1)])
-_RANKS: Final = np.arange(_SYMBOLS, dtype=np.uint8)
+_RANKS: Final = np.arange(_SYMBOLS, dtype=np.int64)
 
 
 def pack(symbols: Symbols) -> tuple[bytes, int, bytes]:
     """(alphabet, rice, bits) of a column with at least one entry; see ``CompactDigests`` in the proto file."""
     counts = np.bincount(symbols, minlength=_SYMBOLS)
-    present = np.flatnonzero(counts)
+    present = counts.nonzero()[0]
     frequencies = counts[present]
-    order = np.argsort(-frequencies, kind="stable")
+    order = (-frequencies).argsort(kind="stable")
     alphabet = present[order].astype(np.uint8)
     size = len(alphabet)
     if size == 1:
@@ -37,15 +37,18 @@ def pack(symbols: Symbols) -> tuple[bytes, int, bytes]:
     rice = int(bits.argmin())
     if int(bits[rice]) + 8 * size >= 8 * len(symbols):
         return b"", 0, symbols.tobytes()
-    rank_of = np.empty(_SYMBOLS, dtype=np.uint8)
+    rank_of = np.empty(_SYMBOLS, dtype=np.int64)
     rank_of[alphabet] = _RANKS[:size]
     ranks = rank_of[symbols]
     count = len(symbols)
     stream = np.zeros(int(bits[rice]), dtype=np.uint8)
-    for plane in range(rice):
-        stream[plane * count : (plane + 1) * count] = ranks >> plane & 1
-    ends = np.cumsum((ranks >> rice) + 1, dtype=np.int64)
-    stream[ends + (rice * count - 1)] = 1
+    if rice:
+        for plane in range(rice):
+            stream[plane * count : (plane + 1) * count] = ranks >> plane & 1
+        ranks >>= rice
+    ranks += 1
+    ranks[0] += rice * count - 1
+    stream[ranks.cumsum()] = 1
     return alphabet.tobytes(), rice, np.packbits(stream).tobytes()
 
 
@@ -61,7 +64,7 @@ def unpack(alphabet: bytes, rice: int, bits: bytes, count: int) -> Symbols:
         return np.frombuffer(bits, dtype=np.uint8)
     symbols = np.frombuffer(alphabet, dtype=np.uint8)
     size = len(symbols)
-    if size > _SYMBOLS or len(np.unique(symbols)) != size:
+    if len(set(alphabet)) != size:
         raise ValueError("a symbol stands twice in the alphabet")
     if size == 1:
         if rice or bits:
@@ -70,10 +73,12 @@ def unpack(alphabet: bytes, rice: int, bits: bytes, count: int) -> Symbols:
     if rice > RICE_MAX or len(bits) > count:
         raise ValueError(f"{len(bits)} bytes with {rice} low bits for {count} symbols")
     stream = np.unpackbits(np.frombuffer(bits, dtype=np.uint8))
-    ends = np.flatnonzero(stream[rice * count :])
+    ends = stream[rice * count :].nonzero()[0]
     if len(ends) != count or len(stream) - rice * count - int(ends[-1]) > 8:
         raise ValueError(f"the bits of {count} symbols do not end where they should")
-    ranks = np.diff(ends, prepend=-1) - 1
+    ranks = ends.copy()
+    ranks[1:] -= ends[:-1]
+    ranks[1:] -= 1
     if rice:
         ranks <<= rice
         for plane in range(rice):
