@@ -55,9 +55,13 @@ class ArrivalWindows:
         """A heartbeat of each of ``rows`` (no duplicates) arrived at ``now`` (monotonic seconds)."""
         if not len(rows):
             return
-        self._reserve_for(rows)
         now_us = round(now * _MICROSECONDS)
-        last = self._last_us[rows]
+        try:
+            last = self._last_us[rows]
+        except IndexError:
+            # Only for rows never seen: looking for the greatest each time costs as much as three other steps.
+            self._reserve_for(rows)
+            last = self._last_us[rows]
         self._last_us[rows] = now_us
         interval = now_us - last
         # A clock that stands still gives 0; the gap after an outage says nothing about the rhythm.

@@ -31,7 +31,7 @@ from gossiper.core.io import (
 from gossiper.core.lifecycle import STOPPED_STATUSES, status_of
 from gossiper.core.local import Published
 from gossiper.core.messages import EchoReply, VersionedValue
-from gossiper.core.table import LivenessCode
+from gossiper.core.table import EndpointTable, LivenessCode
 from gossiper.core.versions import Now
 from gossiper.events import (
     EndpointAlive,
@@ -128,6 +128,8 @@ class Observer:
         self._silent_until = -math.inf
         for name, (dtype, default) in _SHADOWS.items():
             setattr(self, name, np.full(self._table.capacity, default, dtype=dtype))
+        self._memory: tuple[bytes, ...] | None = None
+        """The columns of the shadow as memory; None after one of them was written."""
         self._own_identity = truth.add(process.endpoint)
         self._owner_changed()
         self._take_over()
@@ -167,12 +169,9 @@ class Observer:
         are compared as memory first, which costs a fraction of finding out where they differ.
         """
         table, states = self._table, self._states
-        same = (
-            table.generation.tobytes() == self.generation.tobytes()
-            and table.states_version.tobytes() == self.states_version.tobytes()
-            and table.liveness.tobytes() == self.liveness.tobytes()
-            and table.used.tobytes() == self.used.tobytes()
-        )
+        if self._memory is None:
+            self._memory = _memory(self)
+        same = _memory(table) == self._memory
         # Comparing lists looks at identity first: nothing is compared twice while nothing changes.
         same_states = table.states == states
         if same and same_states:
@@ -320,6 +319,7 @@ class Observer:
 
     def _begin(self, row: int) -> None:
         """A new generation: nothing that was known of the old one counts."""
+        self._memory = None
         self.heartbeat[row] = 0
         self.states_version[row] = 0
         self.stopped[row] = False
@@ -505,6 +505,7 @@ class Observer:
 
     def _remember(self, row: int, identity: int) -> None:
         table = self._table
+        self._memory = None
         self.identity[row] = identity
         self.used[row] = True
         self.generation[row] = table.generation[row]
@@ -520,16 +521,28 @@ class Observer:
         self._states[row] = states
 
     def _forget(self, row: int) -> None:
+        self._memory = None
         for name, (_, default) in _SHADOWS.items():
             getattr(self, name)[row] = default
         self._held(row, self._table.states[row] if not self._table.used[row] else {})
 
     def _grow(self) -> None:
+        self._memory = None
         for name, (dtype, default) in _SHADOWS.items():
             old = getattr(self, name)
             new: NDArray[Any] = np.full(self._table.capacity, default, dtype=dtype)
             new[: len(old)] = old
             setattr(self, name, new)
+
+
+def _memory(columns: EndpointTable | Observer) -> tuple[bytes, ...]:
+    """What a table and its shadow have in common besides heartbeats."""
+    return (
+        columns.generation.tobytes(),
+        columns.states_version.tobytes(),
+        columns.liveness.tobytes(),
+        columns.used.tobytes(),
+    )
 
 
 def _endpoint(event: object) -> str:
