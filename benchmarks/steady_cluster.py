@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gossiper.core.engine import CAPABILITIES, EngineConfig, GossipEngine
 from gossiper.core.io import RequestReceived, RoundDue
 from gossiper.core.messages import EndpointState, GossipDigestAck2, Sender, VersionedValue
+from gossiper.core.table import LivenessCode
 from gossiper.core.versions import Now
 
 WALL = 1_700_000_000.0
@@ -103,7 +104,9 @@ def pair(nodes: int, *, seed: int = 1, loss: float = 0.0) -> tuple[GossipEngine,
         # A second ago: the round that follows gives the node's own heartbeat of now.
         sender = Sender(CLUSTER, 1, "10.250.0.1:7000", 1)
         engine.handle(RequestReceived(GossipDigestAck2(sender, tuple(states))), Now(now.monotonic - 1, now.wall - 1))
-        engine.state.table.liveness[engine.state.table.rows()] = 1
+        table = engine.state.table
+        table.liveness[table.rows()] = LivenessCode.ALIVE
+        table.echo_wanted[:] = False
         engine.handle(RoundDue(), now)
         row = engine.state.local_row
         engine.state.table.heartbeat[row] = found.heartbeats[side, who]

@@ -8,22 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from random import Random
 
-import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gossiper.core.roster as roster_module
-from gossiper.core.compact import examine_compact
 from gossiper.core.engine import CAPABILITIES, EngineConfig, GossipEngine
 from gossiper.core.io import Answer, Count, ReplyReceived, RequestReceived, RoundDue, Send
 from gossiper.core.messages import EndpointState, GossipDigestAck2, GossipDigestSyn, Sender, VersionedValue
-from gossiper.core.roster import ROSTER_SETTLE_INTERVALS, cut_of, roster_at
 from gossiper.core.table import LivenessCode
 from gossiper.core.versions import Now, version_of
-from gossiper.errors import PeerProtocolError
 from gossiper.wire import codec
-from gossiper.wire.symbols import pack, unpack
 
 WALL = 1_700_000_000.0
 MONOTONIC = 10_000_000.0

@@ -372,10 +372,10 @@ def test_evidence_tells_path_and_directness() -> None:
     third_row = state.table.row(third)
     state.take_heartbeats(np.array([row]), np.array([7]), Now(1001.0, WALL), third)
     table = state.table
-    assert (table.evidence_arrival[row], table.evidence_tick[row]) == (1001.0, 7)
-    assert (bool(table.evidence_direct[row]), table.evidence_path[row]) == (False, third_row)
+    assert (table.evidence_arrival[row], table.heartbeat[row]) == (1001.0, 7)
+    assert table.evidence_path[row] == third_row
     state.take_heartbeats(np.array([row]), np.array([8]), Now(1002.0, WALL), OWNER)
-    assert (bool(table.evidence_direct[row]), table.evidence_path[row], table.direct_arrival[row]) == (True, -1, 1002.0)
+    assert (table.evidence_path[row], table.direct_arrival[row]) == (-1, 1002.0)
     state.take_heartbeats(np.array([row]), np.array([8]), Now(1003.0, WALL), OWNER)
     assert table.evidence_arrival[row] == 1002.0, "a repeated heartbeat is no evidence"
 

@@ -20,13 +20,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gossiper.core.saved import KnownPeer
 from gossiper.errors import LocalStateError
 from gossiper.limits import INTEGER_MAX
 from gossiper.storage import (
     FILE_NAME,
     LOCK_NAME,
     PEERS_FILE_NAME,
-    KnownPeer,
     NodeStorage,
     StoredIdentity,
     _checksum,

@@ -167,7 +167,7 @@ PLANTED = (
         "a delta belongs to the generation that was asked for",
         digest, "requested_states",
         (("wanted.append((row, 0))", "wanted.append((row, int(requests.states_versions[i])))"),),
-        199, "honest_message_refused",
+        307, "honest_message_refused",
         also_in=(engine,),
     ),
     Planted(

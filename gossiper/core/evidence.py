@@ -51,8 +51,6 @@ def of_many(
     table.heartbeat[rows] = heartbeats
     detector.report(rows, now.monotonic)
     table.evidence_arrival[rows] = now.monotonic
-    table.evidence_tick[rows] = heartbeats
-    table.evidence_direct[rows] = False
     table.evidence_path[rows] = path
     if len((rows == path).nonzero()[0]):
         _direct(table, path, now)
@@ -66,8 +64,6 @@ def of_one(
     table.heartbeat[row] = heartbeat
     detector.report_one(row, now.monotonic)
     table.evidence_arrival[row] = now.monotonic
-    table.evidence_tick[row] = heartbeat
-    table.evidence_direct[row] = False
     table.evidence_path[row] = path
     if row == path:
         _direct(table, path, now)
@@ -75,6 +71,5 @@ def of_one(
 
 
 def _direct(table: EndpointTable, row: int, now: Now) -> None:
-    table.evidence_direct[row] = True
     table.evidence_path[row] = NO_PATH
     table.direct_arrival[row] = now.monotonic

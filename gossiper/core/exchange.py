@@ -221,7 +221,8 @@ class DigestExchange:
         if exchange is None or answer is None or answer.roster_buckets or answer.states_buckets:
             return
         at = standing(self._state.table, exchange.roster, self._state.local_row).own
-        if at >= 0 and at not in answer.request_index and not (syn.compact and syn.compact.states_buckets):
+        asked = len(answer.request_index) > 0 and at in answer.request_index
+        if at >= 0 and not asked and not (syn.compact and syn.compact.states_buckets):
             self._state.heard_of_local(peer, int(exchange.roster.generations[at]), exchange.own_version)
 
 

@@ -60,8 +60,6 @@ _COLUMNS: Final[Mapping[str, tuple[type, float]]] = {
     "echo_generation": (np.int64, 0),
     "echo_sent": (np.float64, NEVER),
     "evidence_arrival": (np.float64, NEVER),
-    "evidence_tick": (np.int64, 0),
-    "evidence_direct": (np.bool_, False),
     "evidence_path": (np.intp, NO_PATH),
     "direct_arrival": (np.float64, NEVER),
     "known_since": (np.float64, NEVER),
@@ -113,10 +111,6 @@ class EndpointTable:
     echo_sent: NDArray[np.float64]
     evidence_arrival: NDArray[np.float64]
     """Monotonic seconds of the last evidence of life; NEVER: none yet. Evidence is a newer heartbeat."""
-    evidence_tick: NDArray[np.int64]
-    """The heartbeat that it carried."""
-    evidence_direct: NDArray[np.bool_]
-    """Whether the endpoint itself said it."""
     evidence_path: NDArray[np.intp]
     """Row of the peer that told it, NO_PATH when direct or unknown."""
     direct_arrival: NDArray[np.float64]
