@@ -92,9 +92,6 @@ def test_ids_that_could_not_be_told_apart_and_addresses_are_never_cut() -> None:
         assert narrow(width) == narrow(96), "it wraps, and tells all"
     one, two = ((*row[:5], f"00000000-0000-4000-8000-00000000000{n}", "r") for n, row in enumerate(NODES[1:]))
     alike = [TITLES, one, two]
-        TITLES,
-        *((*row[:5], f"00000000-0000-4000-8000-00000000000{n}", "r") for n, row in enumerate(NODES[1:])),
-    ]
     assert narrow(80, alike) == narrow(85, alike)
     assert "00000000-0000-4000-8000-000000000001" in narrow(80, alike)[2]
 
