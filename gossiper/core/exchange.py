@@ -56,7 +56,7 @@ class DigestExchange:
         """The first leg, in the form that the peer is known to speak."""
         table = self._state.table
         row = table.row(peer)
-        as_of_ms = round(now.wall * 1000)
+        as_of_ms = syn.as_of_ms
         if self._compact and row is not None and table.speaks_compact[row]:
             roster = roster_at(table, cut_of(as_of_ms, int(table.interval_ms[self._state.local_row])))
             if len(roster):
@@ -94,7 +94,7 @@ class DigestExchange:
         columns = examine_compact(state, compact, syn.as_of_ms)
         if columns.roster is None:
             nothing = DigestColumns.empty()
-            as_of_ms = round(now.wall * 1000)
+            as_of_ms = syn.as_of_ms
             return [Answer(GossipDigestAck(self._sender(), as_of_ms, nothing, nothing, (), compact=columns.answer))]
         found = NOTHING_FOUND
         if len(syn.digests) or len(columns.outside):
@@ -171,33 +171,38 @@ class DigestExchange:
     ) -> tuple[str, list[Effect]]:
         """What kind of exchange this was, and a further SYN where something was not understood alike."""
         if answer.roster_buckets:
-            return "roster_buckets", [Send(peer, self._syn_without(exchange, answer.roster_buckets, now))]
+            return "roster_buckets", [Send(peer, self._syn_without(syn, exchange, answer.roster_buckets, now))]
         compact = syn.compact
         if not answer.states_buckets or exchange.attempt >= ATTEMPTS_MAX or compact is None:
             return "compact", []
-        buckets, as_of_ms = len(answer.states_buckets), round(now.wall * 1000)
         if self._state.table.incarnations != exchange.incarnations:
-            return "states_buckets", [Send(peer, self._plain_syn(as_of_ms))]  # indices have lost their meaning
+            # Indices have lost their meaning.
+            return "states_buckets", [Send(peer, self._plain_syn(round(now.wall * 1000)))]
+        buckets = len(answer.states_buckets)
         mine = states_hashes(self._state, exchange, compact, syn.as_of_ms, buckets)
         wanted = _unequal(mine, answer.states_buckets)
         if not wanted:
             return "compact", []  # what the ACK brought has settled it
         listed, kept = describe_states(self._state, exchange, buckets, wanted)
         listed = replace(listed, plain_buckets=compact.plain_buckets)
-        again = GossipDigestSyn(self._sender(), as_of_ms, DigestColumns.empty(), listed, kept)
+        again = GossipDigestSyn(self._sender(), syn.as_of_ms, DigestColumns.empty(), listed, kept)
         return "states_buckets", [Send(peer, again)]
 
-    def _syn_without(self, exchange: Exchange, theirs: tuple[int, ...], now: Now) -> GossipDigestSyn:
-        """A SYN whose roster leaves out the buckets that differ; a plain one when that fails or does not pay."""
-        table, cut_ms = self._state.table, exchange.roster.cut_ms
-        as_of_ms = round(now.wall * 1000)
-        roster = roster_at(table, cut_ms)
+    def _syn_without(
+        self, syn: GossipDigestSyn, exchange: Exchange, theirs: tuple[int, ...], now: Now
+    ) -> GossipDigestSyn:
+        """A SYN whose roster leaves out the buckets that differ; a plain one when that fails or does not pay.
+
+        It keeps the time of the first: the clock may have been set back behind the cut meanwhile.
+        """
+        as_of_ms = syn.as_of_ms
+        roster = roster_at(self._state.table, exchange.roster.cut_ms)
         if exchange.attempt > 1 or len(roster) < BUCKETS_ENTRIES_MIN:
-            return self._plain_syn(as_of_ms)
+            return self._plain_syn(round(now.wall * 1000))
         unequal = _unequal(roster.bucket_digests(len(theirs)), theirs)
         kept = roster.without(roster.mask(len(theirs), unequal))
         if not unequal or 2 * len(kept) < len(roster):
-            return self._plain_syn(as_of_ms)
+            return self._plain_syn(round(now.wall * 1000))
         compact, again = describe(self._state, kept, as_of_ms, exchange.attempt + 1)
         compact = replace(compact, buckets=len(theirs), plain_buckets=unequal)
         return GossipDigestSyn(self._sender(), as_of_ms, self._outside(kept), compact, again)
