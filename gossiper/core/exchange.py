@@ -56,7 +56,7 @@ class DigestExchange:
         """The first leg, in the form that the peer is known to speak."""
         table = self._state.table
         row = table.row(peer)
-        as_of_ms = syn.as_of_ms
+        as_of_ms = round(now.wall * 1000)
         if self._compact and row is not None and table.speaks_compact[row]:
             roster = roster_at(table, cut_of(as_of_ms, int(table.interval_ms[self._state.local_row])))
             if len(roster):
@@ -94,7 +94,7 @@ class DigestExchange:
         columns = examine_compact(state, compact, syn.as_of_ms)
         if columns.roster is None:
             nothing = DigestColumns.empty()
-            as_of_ms = syn.as_of_ms
+            as_of_ms = round(now.wall * 1000)
             return [Answer(GossipDigestAck(self._sender(), as_of_ms, nothing, nothing, (), compact=columns.answer))]
         found = NOTHING_FOUND
         if len(syn.digests) or len(columns.outside):
