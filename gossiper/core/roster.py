@@ -138,13 +138,14 @@ def hashes_between(columns: NDArray[np.int64], bounds: NDArray[np.intp], seed: i
 
 
 def roster_at(table: EndpointTable, cut_ms: int) -> Roster:
-    """The roster of a cut: kept in the table until something changes it."""
-    roster = table.rosters.get(cut_ms)
+    """The roster of a cut: kept in the table until something changes it, or others were wanted more lately."""
+    roster = table.rosters.pop(cut_ms, None)
     if roster is None:
         roster = _build(table, cut_ms)
+        # Not the oldest cut goes: those of a peer whose clock runs years ahead would stay for ever.
         while len(table.rosters) >= _ROSTERS_MAX:
-            del table.rosters[min(table.rosters)]
-        table.rosters[cut_ms] = roster
+            del table.rosters[next(iter(table.rosters))]
+    table.rosters[cut_ms] = roster
     return roster
 
 

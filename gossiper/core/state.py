@@ -274,7 +274,7 @@ class ClusterState:
         table.echo_wanted[row] = False
         table.echo_generation[row] = 0
         table.known_since[row] = now.monotonic
-        table.expire_ms[row] = NO_EXPIRY
+        table.clear_expiry(row)
         table.knows_local_version[row] = 0
         self.saved.drop(state.endpoint)
         self._read(row)
@@ -314,7 +314,7 @@ class ClusterState:
             return False
         if ApplicationState.STATUS in changed:
             # Of two removals in one generation the greater version holds, and its time.
-            table.expire_ms[row] = NO_EXPIRY
+            table.clear_expiry(row)
         self._read(row)
         self._events.append(StateChanged(state.endpoint, old, self.view(row), _ordered(changed.keys() | gone)))
         if table.stopped[row] or table.dead_status[row]:
@@ -614,7 +614,7 @@ class ClusterState:
         table.stopped[row] = status in STOPPED_STATUSES
         table.guest[row] = status in GUEST_STATUSES
         if status not in GONE_STATUSES:
-            table.expire_ms[row] = NO_EXPIRY
+            table.clear_expiry(row)
         elif table.expire_ms[row] == NO_EXPIRY:
             table.set_expiry(row, expire_ms_of(text, self.now.wall))
         for key, column in ((ApplicationState.DC, table.datacenter), (ApplicationState.RACK, table.rack)):

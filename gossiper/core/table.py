@@ -270,6 +270,13 @@ class EndpointTable:
         self.expire_ms[row] = expire_ms
         self._void_rosters(expire_ms - ROSTER_EXPIRY_MS - 1)
 
+    def clear_expiry(self, row: int) -> None:
+        """The row will not be forgotten, as far as is known by now."""
+        expire_ms = int(self.expire_ms[row])
+        if expire_ms != NO_EXPIRY:
+            self.expire_ms[row] = NO_EXPIRY
+            self._void_rosters(expire_ms - ROSTER_EXPIRY_MS - 1)
+
     def _void_rosters(self, changed_ms: int) -> None:
         """Rosters of a later cut do not hold any more."""
         self.incarnations += 1

@@ -86,17 +86,15 @@ def digests_in(wire: gossip_pb2.CompactDigests, as_of_ms: int) -> CompactDigests
     if wire.alphabet or wire.bits:
         symbols = _symbols(wire.alphabet, wire.rice, wire.bits, count)
     escapes = _escapes(symbols, wire.escapes)
-    index = _index(wire.recent_gaps, count)
-    offsets = _numbers("recent_offsets", wire.recent_offsets)
-    if len(index) != len(offsets):
-        _refuse(f"{len(index)} indices for {len(offsets)} states_versions")
+    index, offsets = _listed(wire.recent_gaps, wire.recent_offsets, count)
     buckets, plain, states = 0, wire.plain_buckets, wire.states_buckets
     if plain or states:
         buckets = 8 * len(plain or states)
         if plain and states and len(plain) != len(states):
             _refuse("two different numbers of buckets")
-        if buckets & buckets - 1 or not BUCKETS_MIN <= buckets <= BUCKETS_MAX:
-            _refuse(f"{buckets} buckets")
+        _check_buckets(buckets)
+        if any(mask and not any(mask) for mask in (plain, states)):
+            _refuse("a set of buckets with nothing in it")
     if bool(states) == bool(len(symbols)):
         _refuse("either heartbeats or the states_versions of some buckets")
     return CompactDigests(
@@ -123,20 +121,23 @@ def answer_in(wire: gossip_pb2.CompactAnswer, asked: CompactDigests) -> CompactA
     Raises:
         PeerProtocolError: they are not what ``CompactAnswer`` promises.
     """
+    for hashes in (wire.roster_buckets, wire.states_buckets):
+        if hashes:
+            _check_buckets(len(hashes))
+    columns = wire.alphabet or wire.bits or wire.behind_heartbeats
+    if wire.roster_buckets and (columns or wire.request_gaps or wire.states_buckets):
+        _refuse("rosters differ, and yet something was compared")
+    if asked.states_buckets and (columns or wire.states_buckets):
+        _refuse("an answer about columns that were not sent")
+    if asked.buckets and wire.states_buckets and len(wire.states_buckets) != asked.buckets:
+        _refuse(f"{len(wire.states_buckets)} buckets, asked in {asked.buckets}")
     symbols = _NO_SYMBOLS
     if wire.alphabet or wire.bits:
         symbols = _symbols(wire.alphabet, wire.rice, wire.bits, asked.count)
-    index = _index(wire.request_gaps, asked.count)
-    versions = _numbers("request_versions", wire.request_versions)
-    if len(index) != len(versions):
-        _refuse(f"{len(index)} indices for {len(versions)} states_versions")
+    index, versions = _listed(wire.request_gaps, wire.request_versions, asked.count)
+    if len(wire.behind_heartbeats) > asked.count:
+        _refuse(f"{len(wire.behind_heartbeats)} heartbeats behind in a roster of {asked.count}")
     behind = _numbers("behind_heartbeats", wire.behind_heartbeats)
-    if len(behind) > asked.count:
-        _refuse(f"{len(behind)} heartbeats behind in a roster of {asked.count}")
-    for hashes in (wire.roster_buckets, wire.states_buckets):
-        buckets = len(hashes)
-        if buckets and (buckets & buckets - 1 or not BUCKETS_MIN <= buckets <= BUCKETS_MAX):
-            _refuse(f"{buckets} buckets")
     return CompactAnswer(
         symbols,
         _escapes(symbols, wire.escapes),
@@ -153,6 +154,18 @@ def _gaps(index: Int64Column) -> list[int]:
     gaps[1:] -= index[:-1] + 1
     listed: list[int] = gaps.tolist()
     return listed
+
+
+def _check_buckets(buckets: int) -> None:
+    if buckets & buckets - 1 or not BUCKETS_MIN <= buckets <= BUCKETS_MAX:
+        _refuse(f"{buckets} buckets")
+
+
+def _listed(gaps: Sequence[int], versions: Sequence[int], count: int) -> tuple[Int64Column, Int64Column]:
+    """Indices and the states_version of each."""
+    if len(gaps) != len(versions):
+        _refuse(f"{len(gaps)} indices for {len(versions)} states_versions")
+    return _index(gaps, count), _numbers("states_versions", versions)
 
 
 def _index(gaps: Sequence[int], count: int) -> Int64Column:
@@ -184,11 +197,10 @@ def _symbols(alphabet: bytes, rice: int, bits: bytes, count: int) -> Symbols:
 
 
 def _escapes(symbols: Symbols, wire: Sequence[int]) -> Int64Column:
-    escapes = _numbers("escapes", wire)
     wanted = len(symbols) - int(np.count_nonzero(symbols))
-    if len(escapes) != wanted:
-        _refuse(f"{len(escapes)} escapes for {wanted} symbols that need one")
-    return escapes
+    if len(wire) != wanted:
+        _refuse(f"{len(wire)} escapes for {wanted} symbols that need one")
+    return _numbers("escapes", wire)
 
 
 def _refuse(detail: str) -> NoReturn:

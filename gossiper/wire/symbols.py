@@ -56,7 +56,7 @@ def unpack(alphabet: bytes, rice: int, bits: bytes, count: int) -> Symbols:
     """The column of ``count`` symbols (at least one).
 
     Raises:
-        ValueError: these are not the bytes of such a column; one column has only one form.
+        ValueError: these are not the bytes of such a column. (``pack`` gives a column one form of several possible.)
     """
     if not alphabet:
         if rice or len(bits) != count:
