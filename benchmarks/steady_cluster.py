@@ -8,6 +8,7 @@ the lags of the model against those of the whole core at 100 nodes. Memory: 4 * 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from gossiper.core.engine import CAPABILITIES, EngineConfig, GossipEngine
 from gossiper.core.io import RequestReceived, RoundDue
 from gossiper.core.messages import EndpointState, GossipDigestAck2, Sender, VersionedValue
+from gossiper.core.table import LivenessCode
 from gossiper.core.versions import Now
 
 WALL = 1_700_000_000.0
@@ -38,6 +40,11 @@ class Lags:
 
 def lags(nodes: int, *, seed: int = 1, loss: float = 0.0, rounds: int = ROUNDS) -> Lags:
     """Run the model for ``rounds`` intervals of 1 s; the two nodes are those whose exchange would be the next."""
+    return next(meetings(nodes, seed=seed, loss=loss, rounds=rounds))
+
+
+def meetings(nodes: int, *, seed: int = 1, loss: float = 0.0, rounds: int = ROUNDS) -> Iterator[Lags]:
+    """The same, for one exchange after the other of the round that follows; each is as in ``lags``."""
     rng = np.random.default_rng(seed)
     began = WALL - rng.uniform(HOUR_SECONDS, 30 * 86_400, nodes)
     generations = np.floor(began).astype(np.int64)
@@ -54,11 +61,10 @@ def lags(nodes: int, *, seed: int = 1, loss: float = 0.0, rounds: int = ROUNDS) 
             peer += peer >= node
             if number == rounds:
                 rows = known[[node, peer]].astype(np.int64) + base
-                return Lags(float(wall), (node, peer), rows, generations)
+                yield Lags(float(wall), (node, peer), rows, generations)
             if rng.random() >= loss:
                 np.maximum(known[node], known[peer], out=known[node])
                 known[peer] = known[node]
-    raise AssertionError("unreachable")
 
 
 def endpoint(number: int) -> str:
@@ -82,9 +88,14 @@ def values(number: int) -> dict[str, str]:
 
 def pair(nodes: int, *, seed: int = 1, loss: float = 0.0) -> tuple[GossipEngine, GossipEngine, Now]:
     """Two engines of such a cluster that know the same states and each the heartbeats of the model."""
-    found = lags(nodes, seed=seed, loss=loss)
+    return engines(lags(nodes, seed=seed, loss=loss), seed=seed)
+
+
+def engines(found: Lags, *, seed: int = 1) -> tuple[GossipEngine, GossipEngine, Now]:
+    """Two engines that know the same states and each the heartbeats that were found."""
+    nodes = len(found.generations)
     now = Now(10.0 * HOUR_SECONDS, found.wall)
-    engines = []
+    both = []
     for side, who in enumerate(found.who):
         generation = int(found.generations[who])
         began = Now(now.monotonic - (now.wall - generation), float(generation))
@@ -103,12 +114,15 @@ def pair(nodes: int, *, seed: int = 1, loss: float = 0.0) -> tuple[GossipEngine,
         # A second ago: the round that follows gives the node's own heartbeat of now.
         sender = Sender(CLUSTER, 1, "10.250.0.1:7000", 1)
         engine.handle(RequestReceived(GossipDigestAck2(sender, tuple(states))), Now(now.monotonic - 1, now.wall - 1))
-        engine.state.table.liveness[engine.state.table.rows()] = 1
+        table = engine.state.table
+        table.liveness[table.rows()] = LivenessCode.ALIVE
+        # Else every message would make 32 ECHOs, and their cost would count as that of the exchange.
+        table.echo_wanted[:] = False
+        table.echo_generation[:] = 0
         engine.handle(RoundDue(), now)
-        row = engine.state.local_row
-        engine.state.table.heartbeat[row] = found.heartbeats[side, who]
-        engines.append(engine)
-    return engines[0], engines[1], now
+        table.heartbeat[engine.state.local_row] = found.heartbeats[side, who]
+        both.append(engine)
+    return both[0], both[1], now
 
 
 def _state(number: int, generation: int, heartbeat: int) -> EndpointState:
