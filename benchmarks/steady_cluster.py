@@ -1,9 +1,9 @@
 """Two views of a steady cluster just before they meet, for benchmarks that need realistic states of any size.
 
-Where time allows, the states come from the simulation of the whole core (``gossiper.simulation``); for 1,000 endpoints
-and more from the model here: every node has its phase, ticks, exchanges with one random live peer per interval, and both
-then hold the greater heartbeat of every endpoint. That is all that a steady cluster does with heartbeats; a test holds
-the lags of the model against those of the whole core at 100 nodes. Memory: 4 * nodes**2 bytes.
+Where time allows, the states come from whole cores (``benchmarks.virtual_cluster``); for 1,000 endpoints and more from
+the model here: every node has its phase, ticks, exchanges with one random live peer per interval, and both then hold
+the greater heartbeat of every endpoint. That is all that a steady cluster does with heartbeats; a test holds the lags
+of the model against those of whole cores at 100 nodes. Memory: 4 * nodes**2 bytes.
 """
 
 from __future__ import annotations
