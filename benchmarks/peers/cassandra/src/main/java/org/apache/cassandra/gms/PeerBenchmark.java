@@ -7,6 +7,7 @@ import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.File;
 import java.lang.management.ManagementFactory;
 import java.lang.management.ThreadMXBean;
+import java.lang.reflect.Field;
 import java.lang.reflect.Method;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -254,6 +255,9 @@ public final class PeerBenchmark {
     private static ObjectNode vectors(JsonNode input) throws Exception {
         ObjectNode answer = JSON.createObjectNode();
         answer.put("version", version());
+        Field factor = FailureDetector.class.getDeclaredField("PHI_FACTOR"); // to decimal logarithms
+        factor.setAccessible(true);
+        answer.put("phi_factor", factor.getDouble(FailureDetector.instance));
         ArrayNode phi = answer.putArray("phi");
         for (JsonNode one : input.get("phi")) phi.add(phi(one));
         ArrayNode examination = answer.putArray("examination");
