@@ -205,7 +205,7 @@ def test_a_clock_set_back_during_an_exchange_leaves_its_second_syn_sound() -> No
     for node, known in ((one, 60), (other, 58)):
         node.handle(RoundDue(), NOW)
         peers = [life(Random(number), number) for number in range(known)]
-        states = [peer.view(peer.ticks) for peer in peers]
+        states = [state for peer in peers if (state := peer.view(peer.ticks)) is not None]
         tell(node, [replace(state, endpoint=name(n), generation=int(WALL) - 900) for n, state in enumerate(states)])
     table = other.state.table
     values = tuple(table.states[other.state.local_row].items())
