@@ -1,13 +1,13 @@
 # Every target sets up what it needs by itself: a virtual environment in .venv, no root, nothing outside this directory.
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench check format generate setup setup-dev clean
+.PHONY: help demo test soak bench bench-peers check format generate setup setup-dev clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON_IN_VENV := .venv/bin/python
 
 help:  ## Say what can be made (this list)
 	@echo "make TARGET, where TARGET is one of"
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1:/p' Makefile | while IFS=: read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1:/p' Makefile | while IFS=: read -r name text; do printf '  %-11s %s\n' "$$name" "$$text"; done
 
 demo: setup  ## Start three nodes, break one, repair it, prove that the replicas are equal (under 90 s)
 	@.venv/bin/kvstore demo $(ARGS)
@@ -20,6 +20,9 @@ soak: setup-dev  ## Hunt for rare faults: SEEDS=20000 simulated clusters, all sc
 
 bench: setup-dev  ## Measure: digest exchange, failure detector, tree build and comparison (sizes beside times)
 	@$(PYTHON_IN_VENV) -m scripts.bench $(ARGS)
+
+bench-peers: setup-dev  ## Measure beside Cassandra, chitchat and memberlist (needs java and mvn, cargo, go; minutes)
+	@$(PYTHON_IN_VENV) -m benchmarks.peers.run $(ARGS)
 
 check: setup-dev  ## Run the fast checks only: lint, types, import contracts, generated code
 	@$(PYTHON_IN_VENV) -m scripts.check

@@ -1,13 +1,14 @@
 """Two views of a steady cluster just before they meet, for benchmarks that need realistic states of any size.
 
-Where time allows, the states come from the simulation of the whole core (``gossiper.simulation``); for 1,000 endpoints
-and more from the model here: every node has its phase, ticks, exchanges with one random live peer per interval, and
-both then hold the greater heartbeat of every endpoint. That is all that a steady cluster does with heartbeats; a test
-holds the lags of the model against those of the whole core at 100 nodes. Memory: 4 * nodes**2 bytes.
+Where time allows, the states come from whole cores (``benchmarks.virtual_cluster``); for 1,000 endpoints and more from
+the model here: every node has its phase, ticks, exchanges with one random live peer per interval, and both then hold
+the greater heartbeat of every endpoint. That is all that a steady cluster does with heartbeats; a test holds the lags
+of the model against those of whole cores at 100 nodes. Memory: 4 * nodes**2 bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -39,6 +40,11 @@ class Lags:
 
 def lags(nodes: int, *, seed: int = 1, loss: float = 0.0, rounds: int = ROUNDS) -> Lags:
     """Run the model for ``rounds`` intervals of 1 s; the two nodes are those whose exchange would be the next."""
+    return next(meetings(nodes, seed=seed, loss=loss, rounds=rounds))
+
+
+def meetings(nodes: int, *, seed: int = 1, loss: float = 0.0, rounds: int = ROUNDS) -> Iterator[Lags]:
+    """The same, for one exchange after the other of the round that follows; each is as in ``lags``."""
     rng = np.random.default_rng(seed)
     began = WALL - rng.uniform(HOUR_SECONDS, 30 * 86_400, nodes)
     generations = np.floor(began).astype(np.int64)
@@ -55,11 +61,10 @@ def lags(nodes: int, *, seed: int = 1, loss: float = 0.0, rounds: int = ROUNDS) 
             peer += peer >= node
             if number == rounds:
                 rows = known[[node, peer]].astype(np.int64) + base
-                return Lags(float(wall), (node, peer), rows, generations)
+                yield Lags(float(wall), (node, peer), rows, generations)
             if rng.random() >= loss:
                 np.maximum(known[node], known[peer], out=known[node])
                 known[peer] = known[node]
-    raise AssertionError("unreachable")
 
 
 def endpoint(number: int) -> str:
@@ -83,9 +88,14 @@ def values(number: int) -> dict[str, str]:
 
 def pair(nodes: int, *, seed: int = 1, loss: float = 0.0) -> tuple[GossipEngine, GossipEngine, Now]:
     """Two engines of such a cluster that know the same states and each the heartbeats of the model."""
-    found = lags(nodes, seed=seed, loss=loss)
+    return engines(lags(nodes, seed=seed, loss=loss), seed=seed)
+
+
+def engines(found: Lags, *, seed: int = 1) -> tuple[GossipEngine, GossipEngine, Now]:
+    """Two engines that know the same states and each the heartbeats that were found."""
+    nodes = len(found.generations)
     now = Now(10.0 * HOUR_SECONDS, found.wall)
-    engines = []
+    both = []
     for side, who in enumerate(found.who):
         generation = int(found.generations[who])
         began = Now(now.monotonic - (now.wall - generation), float(generation))
@@ -106,12 +116,13 @@ def pair(nodes: int, *, seed: int = 1, loss: float = 0.0) -> tuple[GossipEngine,
         engine.handle(RequestReceived(GossipDigestAck2(sender, tuple(states))), Now(now.monotonic - 1, now.wall - 1))
         table = engine.state.table
         table.liveness[table.rows()] = LivenessCode.ALIVE
+        # Else every message would make 32 ECHOs, and their cost would count as that of the exchange.
         table.echo_wanted[:] = False
+        table.echo_generation[:] = 0
         engine.handle(RoundDue(), now)
-        row = engine.state.local_row
-        engine.state.table.heartbeat[row] = found.heartbeats[side, who]
-        engines.append(engine)
-    return engines[0], engines[1], now
+        table.heartbeat[engine.state.local_row] = found.heartbeats[side, who]
+        both.append(engine)
+    return both[0], both[1], now
 
 
 def _state(number: int, generation: int, heartbeat: int) -> EndpointState:

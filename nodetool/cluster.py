@@ -22,10 +22,11 @@ from nodetool.render import (
     colour_wanted,
     generation_time,
     json_text,
+    narrow_table,
     printable,
     resolved_name,
     rfc3339,
-    table,
+    width_wanted,
 )
 
 if TYPE_CHECKING:
@@ -209,8 +210,11 @@ def sorted_view(view: StatusView, book: AddressBook, key: str, order: str | None
     return replace(view, members=members)
 
 
-def status_text(view: StatusView, book: AddressBook, *, colour: bool = False) -> str:
-    """Cassandra's ``nodetool status``: a block per data centre, its columns as wide as the widest of all of them."""
+def status_text(view: StatusView, book: AddressBook, *, colour: bool = False, width: int | None = None) -> str:
+    """Cassandra's ``nodetool status``: a block per data centre, its columns as wide as the widest of all of them.
+
+    A terminal of ``width`` columns that is too narrow for it gets a narrower table; addresses are never cut.
+    """
     title = "Owns" if view.owns is None else "Owns (effective)"
     rows = [("--", "Address", "Load", "Tokens", title, "Host ID", "Rack")]
     rows += [
@@ -225,7 +229,8 @@ def status_text(view: StatusView, book: AddressBook, *, colour: bool = False) ->
         )
         for member in view.members
     ]
-    header, *lines = table(rows)
+    host_ids = rows[0].index("Host ID")
+    header, *lines = narrow_table(rows, width, short_titles={"Owns (effective)": "Owns"}, shortened=host_ids)
     blocks = []
     for datacenter in sorted({member.datacenter for member in view.members}):
         block = [f"Datacenter: {printable(datacenter)}"]
@@ -370,9 +375,11 @@ def status(
             resolve=resolved_name if resolve_ip else None,
         )
         ordered = sorted_view(view, book, sort_key, order)
-        click.echo(
-            status_json(ordered) if options.json else status_text(ordered, book, colour=colour_wanted(sys.stdout))
-        )
+        if options.json:
+            click.echo(status_json(ordered))
+        else:
+            colour, width = colour_wanted(sys.stdout), width_wanted(sys.stdout)
+            click.echo(status_text(ordered, book, colour=colour, width=width))
     if problem:
         raise NodetoolError(problem)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ SCHEMA_VERSION: Final = 1
 _UNITS: Final = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 #: A line of people's text; longer reasons are cut so that an error stays one line of a terminal or two.
 _LINE_LENGTH_MAX: Final = 400
+#: Seven digits of a host id and the ellipsis: less does not name a node to people.
+_CUT_LENGTH_MIN: Final = 8
 #: Generations beyond the year 9999 cannot be shown as a time.
 _EPOCH_SECONDS_MAX: Final = 253_402_300_799
 
@@ -44,10 +47,45 @@ def _two_decimals(number: float) -> str:
     return f"{number:.2f}".rstrip("0").rstrip(".")
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]], gap: int = 2) -> list[str]:
     """Lines of left-aligned columns, two spaces apart, every column (the last too) padded to its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [(" " * gap).join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def narrow_table(
+    rows: Sequence[Sequence[str]], width: int | None, *, short_titles: Mapping[str, str], shortened: int
+) -> list[str]:
+    """As :func:`table`, but not wider than ``width`` where that can be had; None: any width is right.
+
+    Only as much is given up as must be, in this order: the padding at the end, long titles, one of the two spaces
+    between columns, and at last the ends of the texts in one column, as long as they can be told apart.
+
+    Args:
+        rows: titles first.
+        width: of the terminal, in columns.
+        short_titles: other words for titles.
+        shortened: number of the column whose texts may be cut.
+    """
+    lines = table(rows)
+    if width is None or len(lines[0]) <= width:
+        return lines
+    renamed = [[short_titles.get(title, title) for title in rows[0]], *rows[1:]]
+    for kept, gap in ((rows, 2), (renamed, 2), (renamed, 1)):
+        lines = [line.rstrip() for line in table(kept, gap)]
+        excess = max(map(len, lines)) - width
+        if excess <= 0:
+            return lines
+    column = max(len(row[shortened]) for row in renamed)
+    cut = [[*row[:shortened], _cut(row[shortened], column - excess), *row[shortened + 1 :]] for row in renamed]
+    texts, cut_texts = ({row[shortened] for row in these} for these in (renamed, cut))
+    if column - excess < _CUT_LENGTH_MIN or len(cut_texts) < len(texts):
+        return lines
+    return [line.rstrip() for line in table(cut, gap)]
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: max(0, length - 1)] + "…"
 
 
 def labelled(label: str, value: object, width: int = 23) -> str:
@@ -90,6 +128,11 @@ def age_seconds(age: float) -> float | None:
 def colour_wanted(stream: TextIO) -> bool:
     """Colour only on a terminal that has it, and never against NO_COLOR (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def width_wanted(stream: TextIO) -> int | None:
+    """The columns of a terminal (COLUMNS wins); None for what is no terminal: files and pipes take any width."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 def split_endpoint(endpoint: str) -> tuple[str, str]:

@@ -357,6 +357,45 @@ async def test_two_members_meet_and_a_sigterm_is_announced(tmp_path: Path) -> No
         assert storage.load().generation == other["generation"]
 
 
+@pytest.mark.process
+async def test_of_two_live_members_with_one_host_id_the_later_stays_and_the_other_is_told(tmp_path: Path) -> None:
+    """A data directory was copied, and the copy started where it could not see the original."""
+    first, second = tmp_path / "original", tmp_path / "copy"
+    async with AsyncExitStack() as stack:
+        original = await stack.enter_async_context(member(*LOCAL, "--data", str(first)))
+        loser = await original.until(event="started")
+        second.mkdir()
+        (second / FILE_NAME).write_bytes((first / FILE_NAME).read_bytes())
+        copy = await stack.enter_async_context(member(*LOCAL, "--data", str(second)))
+        winner = await copy.until(event="started")
+        assert winner["host_id"] == loser["host_id"]
+        assert winner["generation"] > loser["generation"]
+        seeds = ("--seed", loser["endpoint"], "--seed", winner["endpoint"])
+        witness = await stack.enter_async_context(member(*LOCAL, *seeds))
+        third = (await witness.until(event="started"))["endpoint"]
+
+        why = (
+            f"{winner['endpoint']} has the same host id and a greater generation, so it is the one that stays; "
+            "was a data directory copied, or this node replaced?"
+        )
+        status, said = await original.end()
+        log, last = said.splitlines()
+        assert (status, last) == (1, f"gossiper: {why}")
+        assert log.startswith("gossiper: ERROR stopped ")
+        assert original.lines[-1]["event"] == "stopped"
+        assert original.lines[-1]["reason"] == why
+        await witness.until(event="alive", endpoint=winner["endpoint"])
+        await copy.until(event="alive", endpoint=third)
+        # It stays the one: the other is not let in again.
+        again = await stack.enter_async_context(member(*LOCAL, *seeds, "--data", str(first)))
+        status, said = await again.end()
+        assert (status, said.count("\n")) == (1, 1)
+        assert "two nodes cannot have one host id" in said
+        for one in (copy, witness):
+            one.process.send_signal(signal.SIGTERM)
+            assert await one.end() == (0, "")
+
+
 async def _output(command: list[str]) -> str:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE

@@ -197,3 +197,28 @@ def test_such_views_need_every_kind_of_exchange() -> None:
         rng = Random(seed)
         kinds[both_forms(*pair(rng, rng.choice((3, 30, 200))))[0]] += 1
     assert kinds.keys() >= {"compact", "roster_buckets", "states_buckets", "plain"}, kinds
+
+
+def test_a_clock_set_back_during_an_exchange_leaves_its_second_syn_sound() -> None:
+    """Found by simulation: the cut of the first SYN lay in the future of the clock that made the second."""
+    one, other = engine(A), engine(B)
+    for node, known in ((one, 60), (other, 58)):
+        node.handle(RoundDue(), NOW)
+        peers = [life(Random(number), number) for number in range(known)]
+        states = [state for peer in peers if (state := peer.view(peer.ticks)) is not None]
+        tell(node, [replace(state, endpoint=name(n), generation=int(WALL) - 900) for n, state in enumerate(states)])
+    table = other.state.table
+    values = tuple(table.states[other.state.local_row].items())
+    version = int(table.states_version[other.state.local_row])
+    tell(one, [EndpointState(B, other.generation, 1000, other.heartbeat, 0, version, values)])
+    first = one._digests.syn(B, NOW)
+    assert first.compact is not None
+    effects = other.handle(RequestReceived(codec.decode_syn(codec.encode(first))), NOW)
+    answer = codec.encode(next(effect.reply for effect in effects if isinstance(effect, Answer)))
+    ack = codec.decode_reply_to(first, answer)
+    effects = one.handle(ReplyReceived(B, first, ack), Now(NOW.monotonic, NOW.wall - 3600))
+    again = [effect.request for effect in effects if isinstance(effect, Send) and effect.peer == B]
+    second = next(request for request in again if isinstance(request, GossipDigestSyn))
+    assert second.compact is not None, "most of the roster is alike"
+    assert second.compact.plain_buckets
+    codec.decode_syn(codec.encode(second))

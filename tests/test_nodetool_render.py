@@ -40,6 +40,62 @@ def test_table_pads_every_column_the_last_too() -> None:
     ]
 
 
+TITLES = ("--", "Address", "Load", "Tokens", "Owns (effective)", "Host ID", "Rack")
+IDS = ("6a0c0b0e-6d0f-4c8e-9a55-0d6a1c8f2b11", "b1946ac9-2f8e-4f0a-8d0c-3a1d5e7f9c22")
+NODES: list[tuple[str, ...]] = [
+    TITLES,
+    ("UN", "127.0.0.1:7000", "132.51 KiB", "5", "100.0%", IDS[0], "rack1"),
+    ("DN", "127.0.0.1:7001", "1 KiB", "5", "66.7%", IDS[1], "rack-number-10"),
+]
+
+
+def narrow(width: int | None, rows: list[tuple[str, ...]] = NODES) -> list[str]:
+    return render.narrow_table(rows, width, short_titles={"Owns (effective)": "Owns"}, shortened=5)
+
+
+def test_a_terminal_that_is_wide_enough_and_what_is_no_terminal_get_the_exact_table() -> None:
+    exact = render.table(NODES)
+    assert len(exact[0]) == 110
+    assert narrow(None) == narrow(110) == narrow(500) == exact
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (109, f"UN  127.0.0.1:7000  132.51 KiB  5       100.0%  {IDS[0]}  rack1"),
+        (100, f"UN  127.0.0.1:7000  132.51 KiB  5       100.0%  {IDS[0]}  rack1"),
+        (99, f"UN 127.0.0.1:7000 132.51 KiB 5      100.0% {IDS[0]} rack1"),
+        (94, f"UN 127.0.0.1:7000 132.51 KiB 5      100.0% {IDS[0]} rack1"),
+        (93, "UN 127.0.0.1:7000 132.51 KiB 5      100.0% 6a0c0b0e-6d0f-4c8e-9a55-0d6a1c8f2b… rack1"),
+        (80, "UN 127.0.0.1:7000 132.51 KiB 5      100.0% 6a0c0b0e-6d0f-4c8e-9a… rack1"),
+        (66, "UN 127.0.0.1:7000 132.51 KiB 5      100.0% 6a0c0b0… rack1"),
+    ],
+)
+def test_a_narrow_terminal_gets_a_narrow_table(width: int, line: str) -> None:
+    lines = narrow(width)
+    assert lines[1] == line
+    assert max(map(len, lines)) <= width
+    assert len({found.index("rack") for found in lines[1:]} | {lines[0].index("Rack")}) == 1, "columns stay columns"
+
+
+def test_the_end_of_a_line_is_given_up_first() -> None:
+    rows = [*NODES[:2], ("DN", "127.0.0.1:7001", "1 KiB", "5", "66.7%", IDS[1], "r")]
+    padded = [(*TITLES[:6], "Rack" + " " * 9), *rows[1:]]
+    exact = render.table(padded)
+    width = len(exact[0]) - 8
+    assert narrow(width, padded) == [line.rstrip() for line in exact]
+    assert "Owns (effective)" in narrow(width, padded)[0]
+
+
+def test_ids_that_could_not_be_told_apart_and_addresses_are_never_cut() -> None:
+    for width in (65, 40, 1):
+        assert narrow(width) == narrow(96), "it wraps, and tells all"
+    one, two = ((*row[:5], f"00000000-0000-4000-8000-00000000000{n}", "r") for n, row in enumerate(NODES[1:]))
+    alike = [TITLES, one, two]
+    assert narrow(80, alike) == narrow(85, alike)
+    assert "00000000-0000-4000-8000-000000000001" in narrow(80, alike)[2]
+
+
 def test_labels_are_padded_as_in_info() -> None:
     assert render.labelled("ID", "x") == "ID                     : x"
 
@@ -122,6 +178,8 @@ def test_colour_only_on_a_terminal_and_never_against_no_color(monkeypatch: pytes
     monkeypatch.setenv("TERM", "xterm")
     assert render.colour_wanted(Terminal())
     assert not render.colour_wanted(io.StringIO())
+    monkeypatch.setenv("COLUMNS", "97")
+    assert (render.width_wanted(Terminal()), render.width_wanted(io.StringIO())) == (97, None)
     monkeypatch.setenv("TERM", "dumb")
     assert not render.colour_wanted(Terminal())
     monkeypatch.setenv("TERM", "xterm")

@@ -21,7 +21,7 @@ from gossiper.core.shadow import ShadowRound
 from gossiper.core.state import ClusterState
 from gossiper.core.versions import Now
 from gossiper.node import Gossiper
-from gossiper.scenario import ScenarioError, load, parse, run_in_memory, run_on_processes, runner
+from gossiper.scenario import Outcome, Scenario, ScenarioError, load, parse, run_in_memory, run_on_processes, runner
 from gossiper.scenario.language import usages
 from gossiper.scenario.member import StartPlan
 from gossiper.scenario.processes import ProcessBackend
@@ -328,6 +328,55 @@ def test_the_command_runs_rewrites_and_fails(tmp_path: Path, capsys: pytest.Capt
     assert "1 of 1 runs failed" in captured.err
     assert main(["scenario", "commands"]) == 0
     assert "leave NODE" in capsys.readouterr().out
+
+
+def test_the_command_resumes_and_says_in_the_end_what_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad, kept = tmp_path / "good.txt", tmp_path / "bad.txt", tmp_path / "runs.jsonl"
+    good.write_text(scenario(""))
+    bad.write_text(scenario("expect a sees b DOWN"))
+    command = ["scenario", "run", "--resume", str(kept), "--seeds", "2", str(bad), str(good)]
+    monkeypatch.setattr("gossiper.scenario.run_in_memory", _interrupted_after(3))
+    assert main(command) == 130
+    assert "interrupted after 3 of 4 runs" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0] == "3 of 4 runs had finished before"
+    assert f"ok {good} (seed 1) (" in captured.out
+    assert "[4/4]" in captured.out
+    failure = f"FAILED {bad} (seed 0)\n{bad}:5: expect a sees b DOWN: a sees b UP NORMAL"
+    assert failure in captured.out, "not forgotten"
+    assert "4 runs, 2 as expected" in captured.out
+    assert captured.err == "gossiper: 2 of 4 runs failed: bad.txt\n"
+    bad.write_text(scenario(""))
+    assert main(command) == 0, "another content is another run"
+    assert "2 of 4 runs had finished before" in capsys.readouterr().out
+    kept.write_text('{"another": "file"}\n')
+    assert main(command) == 2
+    assert main([*command, "--rewrite"]) == 2
+    assert "exclude each other" in capsys.readouterr().err
+
+
+def _interrupted_after(runs: int) -> Callable[..., Outcome]:
+    left = iter(range(runs))
+
+    def run(one: Scenario, *, seed: int) -> Outcome:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return run_in_memory(one, seed=seed)
+
+    return run
+
+
+def test_a_transcript_that_is_late_gets_the_patience_of_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = parse(scenario("kill b").replace("UP NORMAL\n", "DOWN NORMAL\n"), name="x.txt")
+    late = replace(late, expected=("a saw b: joined, alive, dead (convicted); DOWN NORMAL",))
+    assert not run_in_memory(late).as_expected
+    monkeypatch.setattr("gossiper.scenario.memory.MemoryBackend.deadline_seconds", lambda _, seconds: seconds + 20.0)
+    outcome = run_in_memory(late)
+    assert outcome.as_expected, outcome.difference()
 
 
 # -- the real side ----------------------------------------------------------------------------------------------------

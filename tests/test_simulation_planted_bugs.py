@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gossiper.core import digest, engine, versions
+from gossiper.core import compact, digest, engine, exchange, versions
 from gossiper.core.engine import GossipEngine
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
 from gossiper.core.local import LocalEndpoint
@@ -65,13 +65,13 @@ PLANTED = (
     Planted(
         "no gaps: a delta from above states_version does not advance it",
         ClusterState, "_merge",
-        (("if int(table.states_version[row]) >= state.from_version:", "if True:"),),
+        (("if state.from_version <= int(table.states_version[row]) <", "if int(table.states_version[row]) <"),),
         2, "no_gap",
     ),
     Planted(
         "no gaps: a first partial state does not count as whole",
         ClusterState, "_install",
-        (("state.states_version if state.from_version == 0 else 0", "state.states_version"),),
+        (("if state.from_version == 0:", "if True:"),),
         65, "no_gap",
     ),
     Planted(
@@ -168,7 +168,41 @@ PLANTED = (
         digest, "requested_states",
         (("wanted.append((row, 0))", "wanted.append((row, int(requests.states_versions[i])))"),),
         307, "honest_message_refused",
-        also_in=(engine,),
+        also_in=(exchange,),
+    ),
+    Planted(
+        "columns: an answer is about the generations that were told",
+        compact, "conclude",
+        (("same = table.generation[roster.rows] == roster.generations", "same = table.used[roster.rows].copy()"),),
+        0, "heartbeat_invented",
+        also_in=(exchange,),
+    ),
+    Planted(
+        "columns: rosters are equal, not only of equal length",
+        compact, "examine_compact",
+        ((" or roster.digest != compact.roster_hash", ""),),
+        0, "heartbeat_invented",
+        also_in=(exchange,),
+    ),
+    Planted(
+        "columns: the heartbeat of a superseded generation is not taken",
+        compact, "examine_compact",
+        (("ticks[known.gone] = 0", "pass"), ("mine[known.gone] = 0", "pass")),
+        0, "heartbeat_invented",
+        also_in=(exchange,),
+    ),
+    Planted(
+        "columns: application states that differ under the hash are told apart",
+        compact, "_compare_states",
+        (("if _hash(mine, as_of_ms) != compact.states_hash:", "if False:"),),
+        0, "no_gap",
+    ),
+    Planted(
+        "columns: a row may belong to another endpoint by now",
+        compact, "conclude",
+        (("if table.incarnations != exchange.incarnations:", "if False:"),),
+        0, "heartbeat_invented",
+        also_in=(exchange,),
     ),
     Planted(
         "who knows less than the dropped tombstones gets the whole state",

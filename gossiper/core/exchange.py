@@ -171,15 +171,14 @@ class DigestExchange:
     ) -> tuple[str, list[Effect]]:
         """What kind of exchange this was, and a further SYN where something was not understood alike."""
         if answer.roster_buckets:
-            again = self._syn_without(exchange, answer.roster_buckets, syn.as_of_ms, now)
-            return "roster_buckets", [Send(peer, again)]
+            return "roster_buckets", [Send(peer, self._syn_without(syn, exchange, answer.roster_buckets, now))]
         compact = syn.compact
         if not answer.states_buckets or exchange.attempt >= ATTEMPTS_MAX or compact is None:
             return "compact", []
-        buckets = len(answer.states_buckets)
         if self._state.table.incarnations != exchange.incarnations:
             # Indices have lost their meaning.
             return "states_buckets", [Send(peer, self._plain_syn(round(now.wall * 1000)))]
+        buckets = len(answer.states_buckets)
         mine = states_hashes(self._state, exchange, compact, syn.as_of_ms, buckets)
         wanted = _unequal(mine, answer.states_buckets)
         if not wanted:
@@ -189,13 +188,15 @@ class DigestExchange:
         again = GossipDigestSyn(self._sender(), syn.as_of_ms, DigestColumns.empty(), listed, kept)
         return "states_buckets", [Send(peer, again)]
 
-    def _syn_without(self, exchange: Exchange, theirs: tuple[int, ...], as_of_ms: int, now: Now) -> GossipDigestSyn:
+    def _syn_without(
+        self, syn: GossipDigestSyn, exchange: Exchange, theirs: tuple[int, ...], now: Now
+    ) -> GossipDigestSyn:
         """A SYN whose roster leaves out the buckets that differ; a plain one when that fails or does not pay.
 
-        It names the time of the first one: the clock may have been set since, to before the cut or years after it.
+        It keeps the time of the first: the clock may have been set back behind the cut meanwhile.
         """
-        table, cut_ms = self._state.table, exchange.roster.cut_ms
-        roster = roster_at(table, cut_ms)
+        as_of_ms = syn.as_of_ms
+        roster = roster_at(self._state.table, exchange.roster.cut_ms)
         if exchange.attempt > 1 or len(roster) < BUCKETS_ENTRIES_MIN:
             return self._plain_syn(round(now.wall * 1000))
         unequal = _unequal(roster.bucket_digests(len(theirs)), theirs)

@@ -28,6 +28,7 @@ from gossiper.core.messages import Reply, Request
 from gossiper.errors import LocalStateError, PeerProtocolError, TransportError
 from gossiper.metrics import GossipMetrics
 from gossiper.transport.base import Handler
+from gossiper.transport.compression import compression_of
 from gossiper.transport.inbound import Inbound
 from gossiper.v1 import gossip_pb2
 from gossiper.wire import codec
@@ -191,7 +192,7 @@ class GrpcTransport:
         kind = codec.KINDS[type(request)]
         self._metrics.increment("gossiper_messages_total", kind=kind, direction="sent")
         self._metrics.increment("gossiper_message_bytes_total", len(data), kind=kind, direction="sent")
-        answer = await self._call(peer, kind, data, timeout_seconds)
+        answer = await self._call(peer, kind, data, compression_of(request, len(data)), timeout_seconds)
         try:
             reply = codec.decode_reply_to(request, answer)
         except PeerProtocolError as error:
@@ -202,11 +203,13 @@ class GrpcTransport:
         self._metrics.increment("gossiper_message_bytes_total", len(answer), kind=reply_kind, direction="received")
         return reply
 
-    async def _call(self, peer: str, kind: str, data: bytes, timeout_seconds: float) -> bytes:
+    async def _call(
+        self, peer: str, kind: str, data: bytes, compression: grpc.Compression, timeout_seconds: float
+    ) -> bytes:
         entry = self._peer(peer)
         entry.under_way += 1
         try:
-            return await entry.calls[kind](data, timeout=timeout_seconds)
+            return await entry.calls[kind](data, timeout=timeout_seconds, compression=compression)
         except grpc.aio.AioRpcError as error:
             raise _failure(peer, error.code(), error.details() or "") from None
         except asyncio.CancelledError:
@@ -289,13 +292,20 @@ async def _serve(inbound: Inbound, kind: str, context: _Context) -> bytes:
     if data is grpc.aio.EOF:
         await _no_message(inbound, kind, peer, context)
     try:
-        return inbound.answer(kind, data, peer)
+        reply, answer = inbound.respond(kind, data, peer)
     except PeerProtocolError as error:
         await _abort(context, error.reason, error.detail)
     except TransportError as error:
         if error.reason == "too_large":
             await _abort(context, error.reason, str(error))
         await context.abort(grpc.StatusCode.INTERNAL, str(error))
+    else:
+        compression = compression_of(reply, len(answer))
+        if compression is not grpc.Compression.NoCompression:
+            context.set_compression(compression)
+            # It takes effect with metadata that are sent by hand only, https://github.com/grpc/grpc/issues/34690.
+            await context.send_initial_metadata(())
+        return answer
 
 
 async def _no_message(inbound: Inbound, kind: str, peer: str, context: _Context) -> NoReturn:

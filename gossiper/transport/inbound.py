@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from gossiper import limits
-from gossiper.core.messages import Request
+from gossiper.core.messages import Reply, Request
 from gossiper.errors import NotRunningError, PeerProtocolError, TransportError
 from gossiper.metrics import GossipMetrics
 from gossiper.transport.base import Handler
@@ -69,7 +69,13 @@ class Inbound:
         self._limiter = LogLimiter()
 
     def answer(self, kind: str, data: bytes, peer: str) -> bytes:
-        """The encoded answer to a message of ``kind`` (a key of ``DECODERS``); ``peer`` only names it in the log.
+        """As ``respond``, the encoded answer only."""
+        return self.respond(kind, data, peer)[1]
+
+    def respond(self, kind: str, data: bytes, peer: str) -> tuple[Reply, bytes]:
+        """The answer to a message of ``kind`` (a key of ``DECODERS``), and its encoded form.
+
+        ``peer`` only names the sender in the log.
 
         Raises:
             PeerProtocolError: refused, and already counted and logged; the transport tells the peer.
@@ -101,7 +107,7 @@ class Inbound:
         reply_kind = codec.KINDS[type(reply)]
         self._metrics.increment("gossiper_messages_total", kind=reply_kind, direction="sent")
         self._metrics.increment("gossiper_message_bytes_total", len(answer), kind=reply_kind, direction="sent")
-        return answer
+        return reply, answer
 
     def refuse(self, kind: str, peer: str, error: PeerProtocolError) -> None:
         """Count a refusal and log it at the limited rate."""
