@@ -167,6 +167,28 @@ def test_a_dead_node_is_replaced_at_its_own_or_another_address(wanted: str, endp
     assert verdict.replaces == f"host-{C},{generation}"
 
 
+def test_a_restart_goes_on_saying_whom_this_node_replaces() -> None:
+    """The generation that said it first may have ended when only some had heard: others knew the dead for ever."""
+    cluster = running()
+    generation = cluster.engines.pop(C).generation
+    cluster.run(40)
+    claim = f"host-{C},{generation}"
+    cluster.cut = {(B, D), (D, B), (A, B), (B, A)}
+    cluster.add(D, values={"REPLACES": claim}, push_fanout=0)
+    cluster.run(3)
+    assert C not in cluster.view(A)
+    assert C in cluster.view(B)
+    del cluster.engines[D]
+    cluster.cut.clear()
+    verdict = run(cluster, shadow(D, restarted=True))
+    assert verdict.replaces == claim
+    cluster.add(D, generation=verdict.own_generation_seen + 2, values={"REPLACES": verdict.replaces})
+    cluster.run(10)
+    assert all(C not in cluster.view(observer) for observer in (A, B, D))
+    del cluster.engines[D]
+    assert run(cluster, shadow(D, host_id="another", replace=D)).replaces != claim
+
+
 def test_a_replacement_that_is_done_does_not_stop_a_restart() -> None:
     cluster = running()
     with pytest.raises(JoinError, match="does not know it"):

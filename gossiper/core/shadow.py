@@ -381,10 +381,14 @@ class ShadowRound:
     def _go(self, own: _Known | None, *, alone: bool = False, replaces: _Known | None = None) -> Verdict:
         config = self.config
         past = [known for known in (own, self._saved.get(config.endpoint)) if known is not None]
+        claim = None if replaces is None else f"{replaces.host_id},{replaces.state.generation}"
+        if claim is None and own is not None and own.host_id == config.host_id:
+            # Said again in each generation: the one before may have ended when only some had heard of it.
+            claim = own.values.get(ApplicationState.REPLACES)
         return Verdict(
             own_generation_seen=max((known.state.generation for known in past), default=0),
             host_id=config.host_id,
-            replaces=None if replaces is None else f"{replaces.host_id},{replaces.state.generation}",
+            replaces=claim,
             alone=alone,
             peers=tuple(endpoint for endpoint in sorted(self._known) if endpoint != config.endpoint),
             clock_ahead_seconds=self._clock_ahead_seconds(),
