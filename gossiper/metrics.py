@@ -2,8 +2,12 @@
 
 Names follow Prometheus: ``gossiper_<what>_<unit>_total`` for counters, labels in braces. Bumped by this library:
 
-* ``gossiper_messages_total{kind,direction}`` and ``gossiper_message_bytes_total{kind,direction}``: messages given to or
-  taken from the network; kind is syn, ack, ack2, ack2_reply, echo_request or echo_reply, direction received or sent.
+* ``gossiper_messages_total{kind,form,direction}`` and ``gossiper_message_bytes_total{kind,form,direction}``: messages
+  given to or taken from the network, before compression; kind is syn, ack, ack2, ack2_reply, echo_request or
+  echo_reply, form compact, plain or (of what could not be read) unknown, direction received or sent.
+* ``gossiper_exchanges_total{kind}``: digest exchanges begun here and answered, by what they needed: compact,
+  roster_buckets, states_buckets or plain; see ``gossiper.core.exchange``. One that falls back to the plain form after
+  an attempt in columns is counted as both.
 * ``gossiper_refused_total{reason}``: messages of peers that broke the protocol (``PeerProtocolError.reason``).
 * ``gossiper_send_failures_total{reason}``: sends without an answer (``TransportError.reason``).
 * ``gossiper_internal_errors_total``: defects that were met while a message or a round was handled.
@@ -44,6 +48,11 @@ class GossipMetrics:
             self._values[series] += amount
         except KeyError:
             self._begin(series, amount)
+
+    def count_message(self, kind: str, form: str, direction: str, size_bytes: int) -> None:
+        """One message was given to the network or taken from it."""
+        self.increment("gossiper_messages_total", kind=kind, form=form, direction=direction)
+        self.increment("gossiper_message_bytes_total", size_bytes, kind=kind, form=form, direction=direction)
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge.

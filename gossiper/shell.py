@@ -66,6 +66,8 @@ Clock = Callable[[], Now]
 
 #: Kinds of warning whose last time is remembered; beyond it all may be said once more.
 _WARNINGS_MAX: Final = 1024
+#: What the label of a counter is called; most tell why something did not happen.
+_LABELS: Final = {"gossiper_exchanges_total": "kind"}
 #: Known peers are compared with what is on disk every so many intervals.
 PEERS_STORE_INTERVALS: Final = 2
 
@@ -396,7 +398,7 @@ class GossiperShell:
                 self._stopping.set()
             case Count(name, label, amount):
                 if label:
-                    self.metrics.increment(name, amount, reason=label)
+                    self.metrics.increment(name, amount, **{_LABELS.get(name, "reason"): label})
                 else:
                     self.metrics.increment(name, amount)
             case Warn(key, text):

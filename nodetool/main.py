@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from nodetool import cluster, gossip, membership, node, repair
+from nodetool import cluster, gossip, membership, netstats, node, repair
 from nodetool.errors import ExitStatus, InterruptedCommandError, NodetoolError
 from nodetool.options import node_options
 from nodetool.render import one_line
@@ -97,6 +97,7 @@ for _command in (
     cluster.gossipinfo,
     node.info,
     node.failuredetector,
+    netstats.netstats,
     node.replicas,
     repair.repair,
     gossip.statusgossip,

@@ -211,11 +211,11 @@ async def test_answers_every_kind_of_request(world: World) -> None:
     for kind, message in (("syn", SYN), ("ack2", ACK2), ("echo_request", ECHO)):
         size = len(codec.encode(message))
         for metrics, direction in ((sent, "sent"), (received, "received")):
-            assert metrics.value("gossiper_messages_total", kind=kind, direction=direction) == 1
-            assert metrics.value("gossiper_message_bytes_total", kind=kind, direction=direction) == size
+            assert metrics.value("gossiper_messages_total", kind=kind, form="plain", direction=direction) == 1
+            assert metrics.value("gossiper_message_bytes_total", kind=kind, form="plain", direction=direction) == size
     size = len(codec.encode(ACK))
-    assert sent.value("gossiper_message_bytes_total", kind="ack", direction="received") == size
-    assert received.value("gossiper_message_bytes_total", kind="ack", direction="sent") == size
+    assert sent.value("gossiper_message_bytes_total", kind="ack", form="plain", direction="received") == size
+    assert received.value("gossiper_message_bytes_total", kind="ack", form="plain", direction="sent") == size
 
 
 async def test_the_port_is_filled_in(world: World) -> None:
@@ -306,7 +306,7 @@ async def test_what_is_too_large_is_not_sent(world: World) -> None:
     with pytest.raises(TransportError) as caught:
         await client.send(server, request, TIMEOUT_SECONDS)
     assert (caught.value.reason, caught.value.retriable) == ("too_large", False)
-    assert metrics.value("gossiper_messages_total", kind="ack2", direction="sent") == 0
+    assert metrics.value("gossiper_messages_total", kind="ack2", form="plain", direction="sent") == 0
     assert received.snapshot() == [] or received.snapshot() == [("gossiper_channels", 0.0)]
 
 

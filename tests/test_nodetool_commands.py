@@ -626,6 +626,88 @@ async def test_info_json(run: Run) -> None:
     }
 
 
+def network_counters() -> list[gossip_pb2.CounterView]:
+    from gossiper.metrics import GossipMetrics
+
+    metrics = GossipMetrics()
+    for kind, form, direction, count, size_bytes in (
+        ("ack", "compact", "received", 97, 300),
+        ("ack", "plain", "received", 3, 50_000),
+        ("syn", "compact", "sent", 97, 350),
+        ("syn", "plain", "sent", 3, 40_000),
+        ("syn", "compact", "received", 90, 350),
+        ("syn", "unknown", "received", 1, 7),
+        ("echo_request", "plain", "sent", 2, 40),
+    ):
+        for _ in range(count):
+            metrics.count_message(kind, form, direction, size_bytes)
+    for kind, count in (("compact", 97), ("roster_buckets", 2), ("plain", 1)):
+        metrics.increment("gossiper_exchanges_total", count, kind=kind)
+    metrics.increment("gossiper_refused_total", reason="malformed")
+    metrics.increment("gossiper_send_failures_total", 4, reason="deadline")
+    return [gossip_pb2.CounterView(name=name, value=value) for name, value in metrics.snapshot()]
+
+
+async def test_netstats(run: Run) -> None:
+    info = node_info()
+    info.counters.extend(network_counters())
+    async with serving(FakeGossip(info=info)) as port:
+        ran = await run("netstats", port=port)
+        as_json = (await run("netstats", "--output", "json", port=port)).json
+    assert ran == Ran(
+        0,
+        "Mode: NORMAL\n"
+        "\n"
+        "Exchanges       Count  Share\n"
+        "compact         97     97.0%\n"
+        "states_buckets  0      0.0%\n"
+        "roster_buckets  2      2.0%\n"
+        "plain           1      1.0%\n"
+        "fell back       3      3.0%\n"
+        "\n"
+        "Messages      Form     Sent  Bytes sent  Received  Bytes received\n"
+        "syn           compact  97    33.15 KiB   90        30.76 KiB\n"
+        "syn           plain    3     117.19 KiB  0         0 bytes\n"
+        "syn           unknown  0     0 bytes     1         7 bytes\n"
+        "ack           compact  0     0 bytes     97        28.42 KiB\n"
+        "ack           plain    0     0 bytes     3         146.48 KiB\n"
+        "echo_request  plain    2     80 bytes    0         0 bytes\n"
+        "total                  102   150.42 KiB  191       205.67 KiB\n"
+        "\n"
+        "Refused       : malformed 1\n"
+        "Not delivered : deadline 4\n",
+        "",
+    )
+    assert as_json["exchanges"] == [
+        {"kind": "compact", "count": 97, "share_ratio": 0.97},
+        {"kind": "states_buckets", "count": 0, "share_ratio": 0.0},
+        {"kind": "roster_buckets", "count": 2, "share_ratio": 0.02},
+        {"kind": "plain", "count": 1, "share_ratio": 0.01},
+    ]
+    assert (as_json["exchange_count"], as_json["fell_back_count"], as_json["fell_back_ratio"]) == (100, 3, 0.03)
+    assert as_json["messages"][0] == {
+        "kind": "syn",
+        "form": "compact",
+        "sent_count": 97,
+        "sent_bytes": 33_950,
+        "received_count": 90,
+        "received_bytes": 31_500,
+    }
+    assert as_json["total_sent_bytes"] == 33_950 + 120_000 + 80
+    assert as_json["refused"] == [{"reason": "malformed", "count": 1}]
+    assert as_json["send_failures"] == [{"reason": "deadline", "count": 4}]
+
+
+async def test_netstats_of_a_node_that_has_said_nothing_yet(run: Run) -> None:
+    async with serving(FakeGossip(info=gossip_pb2.GetNodeInfoResponse())) as port:
+        ran = await run("netstats", port=port)
+        as_json = (await run("netstats", "--output", "json", port=port)).json
+    assert ran.status == 0
+    assert ran.out.startswith("Mode: STARTING\nGossip is not running.\n\nExchanges       Count  Share\n")
+    assert ran.out.endswith("Refused       : 0\nNot delivered : 0\n")
+    assert (as_json["status"], as_json["fell_back_ratio"], as_json["messages"]) == (None, 0.0, [])
+
+
 async def test_replicas(run: Run) -> None:
     async with serving(FakeGossip(), FakeRepair()) as port:
         ran = await run("replicas", port=port)
@@ -662,7 +744,9 @@ async def test_replicas(run: Run) -> None:
 
 async def test_nothing_listens_there(run: Run) -> None:
     port = free_port()
-    for command in ("status", "gossipinfo", "failuredetector", "info", "describecluster", "replicas", "repair"):
+    for command in (
+        "status", "gossipinfo", "failuredetector", "info", "netstats", "describecluster", "replicas", "repair"
+    ):  # fmt: skip
         ran = await run(command, "-p", str(port))
         assert ran == Ran(
             5, "", f"nodetool: Failed to connect to '127.0.0.1:{port}' - ConnectionRefused: 'Connection refused'.\n"
@@ -774,7 +858,8 @@ async def test_every_json_key_is_documented(run: Run) -> None:
         for match in re.finditer(r"(?m)^\| `(\w+)` \| (`.*) \|$", DOCUMENT.read_text())
     }
     gossip = FakeGossip(info=node_info(), detector=detector("10.0.0.2:1"))
+    gossip.info.counters.extend(network_counters())
     async with serving(gossip, FakeRepair()) as port:
-        for command in ("status", "gossipinfo", "failuredetector", "info", "describecluster", "replicas"):
+        for command in ("status", "gossipinfo", "failuredetector", "info", "netstats", "describecluster", "replicas"):
             ran = await run(command, "--output", "json", port=port)
             assert _keys(ran.json) - {"schema_version"} == rows[command] - {"UN"}, command

@@ -52,6 +52,7 @@ COMMANDS = (
     "gossipinfo",
     "failuredetector",
     "info",
+    "netstats",
     "describecluster",
     "replicas",
     "repair",

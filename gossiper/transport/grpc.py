@@ -190,17 +190,14 @@ class GrpcTransport:
             detail = f"{peer}: a message of {len(data)} bytes, the limit is {limits.MESSAGE_BYTES_MAX}"
             raise TransportError(detail, reason="too_large", retriable=False)
         kind = codec.KINDS[type(request)]
-        self._metrics.increment("gossiper_messages_total", kind=kind, direction="sent")
-        self._metrics.increment("gossiper_message_bytes_total", len(data), kind=kind, direction="sent")
+        self._metrics.count_message(kind, codec.form_of(request), "sent", len(data))
         answer = await self._call(peer, kind, data, compression_of(request, len(data)), timeout_seconds)
         try:
             reply = codec.decode_reply_to(request, answer)
         except PeerProtocolError as error:
             self._metrics.increment("gossiper_refused_total", reason=error.reason)
             raise TransportError(f"{peer} answered: {error}", reason="malformed", retriable=False) from error
-        reply_kind = codec.KINDS[type(reply)]
-        self._metrics.increment("gossiper_messages_total", kind=reply_kind, direction="received")
-        self._metrics.increment("gossiper_message_bytes_total", len(answer), kind=reply_kind, direction="received")
+        self._metrics.count_message(codec.KINDS[type(reply)], codec.form_of(reply), "received", len(answer))
         return reply
 
     async def _call(

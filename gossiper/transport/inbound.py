@@ -82,10 +82,8 @@ class Inbound:
             TransportError: the answer is too large to be sent (too_large), or the handler failed (unavailable); also
                 counted and logged.
         """
-        self._metrics.increment("gossiper_messages_total", kind=kind, direction="received")
-        self._metrics.increment("gossiper_message_bytes_total", len(data), kind=kind, direction="received")
         try:
-            reply = self._handler(DECODERS[kind](data))
+            reply = self._handler(self._taken(kind, data))
         except PeerProtocolError as error:
             self.refuse(kind, peer, error)
             raise
@@ -104,10 +102,18 @@ class Inbound:
             detail = f"the answer has {len(answer)} bytes, the limit is {limits.MESSAGE_BYTES_MAX}"
             self._log(logging.ERROR, kind, peer, "answer_too_large", detail)
             raise TransportError(detail, reason="too_large", retriable=False)
-        reply_kind = codec.KINDS[type(reply)]
-        self._metrics.increment("gossiper_messages_total", kind=reply_kind, direction="sent")
-        self._metrics.increment("gossiper_message_bytes_total", len(answer), kind=reply_kind, direction="sent")
+        self._metrics.count_message(codec.KINDS[type(reply)], codec.form_of(reply), "sent", len(answer))
         return reply, answer
+
+    def _taken(self, kind: str, data: bytes) -> Request:
+        """The message, counted whether it can be read or not."""
+        form = "unknown"
+        try:
+            request = DECODERS[kind](data)
+            form = codec.form_of(request)
+        finally:
+            self._metrics.count_message(kind, form, "received", len(data))
+        return request
 
     def refuse(self, kind: str, peer: str, error: PeerProtocolError) -> None:
         """Count a refusal and log it at the limited rate."""

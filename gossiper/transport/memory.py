@@ -166,8 +166,7 @@ class MemoryTransport:
         if len(data) > limits.MESSAGE_BYTES_MAX:
             raise TransportError(f"{len(data)} bytes are too large", reason="too_large", retriable=False)
         kind = codec.KINDS[type(request)]
-        self._metrics.increment("gossiper_messages_total", kind=kind, direction="sent")
-        self._metrics.increment("gossiper_message_bytes_total", len(data), kind=kind, direction="sent")
+        self._metrics.count_message(kind, codec.form_of(request), "sent", len(data))
         self._under_way += 1
         self._idle.clear()
         try:
@@ -186,9 +185,7 @@ class MemoryTransport:
         except PeerProtocolError as error:
             self._metrics.increment("gossiper_refused_total", reason=error.reason)
             raise TransportError(f"{peer} answered: {error}", reason="malformed", retriable=False) from error
-        reply_kind = codec.KINDS[type(reply)]
-        self._metrics.increment("gossiper_messages_total", kind=reply_kind, direction="received")
-        self._metrics.increment("gossiper_message_bytes_total", len(answer), kind=reply_kind, direction="received")
+        self._metrics.count_message(codec.KINDS[type(reply)], codec.form_of(reply), "received", len(answer))
         return reply
 
     async def stop(self, grace_seconds: float) -> None:

@@ -66,6 +66,13 @@ KINDS: Final[dict[type[Message], str]] = {
     EchoReply: "echo_reply",
 }
 
+
+def form_of(message: Message) -> str:
+    """Its form in metrics: ``compact`` for digests in columns and the answers to them, else ``plain``."""
+    columns = isinstance(message, GossipDigestSyn | GossipDigestAck) and message.compact is not None
+    return "compact" if columns else "plain"
+
+
 _P = TypeVar("_P", bound=ProtobufMessage)
 
 
