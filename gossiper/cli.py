@@ -59,6 +59,7 @@ _OPTION_OF_KEY: Final = {
     "seed_reload_seconds": "--seed-reload-seconds",
     "shadow_timeout_seconds": "--shadow-timeout-seconds",
     "push_fanout": "--push-fanout",
+    "digest_form": "--digest-form",
     "own_zone_probability": "--own-zone-probability",
     "remote_exchanges_per_second": "--remote-exchanges-per-second",
 }
@@ -187,6 +188,11 @@ node.toml has the names of GossipConfig:
     help="Look for the cluster so long before giving up.  [default: 30 intervals, at least 10]",
 )
 @click.option("--push-fanout", type=int, metavar="N", help="Members told at once of a change of status.  [default: 4]")
+@click.option(
+    "--digest-form",
+    type=click.Choice(["compact", "plain"]),
+    help="plain: name every endpoint in every digest.  [default: compact]",
+)
 @click.option(
     "--own-zone-probability", type=float, metavar="P", help="How often a round stays in the own rack.  [default: 0]"
 )

@@ -14,6 +14,7 @@ from gossiper.limits import CLUSTER_NAME_BYTES_MAX, INTERVAL_MS_MAX, INTERVAL_MS
 
 DATACENTER_DEFAULT = "datacenter1"
 RACK_DEFAULT = "rack1"
+DIGEST_FORMS = ("compact", "plain")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +71,9 @@ class GossipConfig:
     """Come back although the cluster remembers that this node left for good."""
     push_fanout: int = 4
     """Live peers told at once of a change of status by each node for which it is news; 0: digests only."""
+    digest_form: str = "compact"
+    """``compact``: digests that name what both sides know by hashes, with peers that can do so too (a
+    fraction of the bytes). ``plain``: every endpoint in every digest, as any protobuf client speaks."""
     own_zone_probability: float = 0.0
     """How often the live peer of a round is chosen in the own rack; 0: no preference, as Cassandra."""
     remote_exchanges_per_second: float | None = None
@@ -123,6 +127,8 @@ class GossipConfig:
             faults.append(f"phi_window_size: must be 1 to 100000, is {self.phi_window_size}")
         if self.initial_status not in {"NORMAL", "BOOT", "hibernate"}:
             faults.append(f"initial_status: must be NORMAL, BOOT or hibernate, is {self.initial_status!r}")
+        if self.digest_form not in DIGEST_FORMS:
+            faults.append(f"digest_form: must be {' or '.join(DIGEST_FORMS)}, is {self.digest_form!r}")
         if not 0 <= self.push_fanout <= 64:
             faults.append(f"push_fanout: must be 0 to 64, is {self.push_fanout}")
         if not 0 <= self.own_zone_probability <= 1:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 from gossiper.config import GossipConfig
 from gossiper.core.application_states import ApplicationState
 from gossiper.core.endpoints import canonical_endpoint, format_endpoint, parse_endpoint
-from gossiper.core.engine import CAPABILITIES, PROTOCOL_VERSION, EngineConfig, GossipEngine
+from gossiper.core.engine import CAPABILITIES, CAPABILITIES_PLAIN, PROTOCOL_VERSION, EngineConfig, GossipEngine
 from gossiper.core.io import (
     Answer,
     Count,
@@ -243,7 +243,7 @@ class GossiperShell:
             ApplicationState.RACK: config.rack,
             ApplicationState.RELEASE_VERSION: config.release_version or library_version(),
             ApplicationState.NET_VERSION: str(PROTOCOL_VERSION),
-            ApplicationState.CAPABILITIES: CAPABILITIES,
+            ApplicationState.CAPABILITIES: CAPABILITIES_PLAIN if config.digest_form == "plain" else CAPABILITIES,
             ApplicationState.HOST_ID: self._host_id,
             ApplicationState.INTERNAL_ADDRESS_AND_PORT: self._endpoint,
             ApplicationState.STATUS: self._initial_status(),

@@ -537,9 +537,11 @@ def test_the_settings_of_the_file_stand_where_no_option_is_given(tmp_path: Path)
     from gossiper.cli import _config
 
     file = tmp_path / "node.toml"
-    file.write_text('cluster_name = "test"\nlisten = "127.0.0.1:0"\nrejoin = true\npush_fanout = 2\n')
+    file.write_text(
+        'cluster_name = "test"\nlisten = "127.0.0.1:0"\nrejoin = true\npush_fanout = 2\ndigest_form = "plain"\n'
+    )
     config = _config(file, {"replace": "x", "initial_status": "hibernate", "own_zone_probability": 0.5})
-    assert (config.rejoin, config.push_fanout) == (True, 2)
+    assert (config.rejoin, config.push_fanout, config.digest_form) == (True, 2, "plain")
     assert (config.replace, config.initial_status, config.own_zone_probability) == ("x", "hibernate", 0.5)
 
 

@@ -237,13 +237,14 @@ def _compare_states(
     listed = compact.recent_index
     found = _compare_listed(table, roster, known, compact, compact.recent_offsets + floors[listed])
     mine, recent = _before_floors(table, roster, known, compact, floors)
-    if _hash(mine, as_of_ms) != compact.states_hash:
-        return found, hashes_between(mine, roster.bounds(compact.buckets or bucket_count(len(roster))), as_of_ms)
     if len(recent):
-        # What is recent here and not listed: the sender knows what was known here before.
+        # What is recent here and not listed: the sender knows what was known here before. Where it does not, the hash
+        # shows that, and the gap is filled by what follows.
         if known.gone is not None:
             recent = recent[~known.gone[recent]]
         found.send += zip(roster.rows[recent].tolist(), mine[recent].tolist(), strict=True)
+    if _hash(mine, as_of_ms) != compact.states_hash:
+        return found, hashes_between(mine, roster.bounds(compact.buckets or bucket_count(len(roster))), as_of_ms)
     if known.own >= 0 and not found.own_version:
         found.own_version = int(mine[known.own])
     return found, ()

@@ -72,6 +72,8 @@ from gossiper.limits import GENERATION_AHEAD_SECONDS_MAX
 PROTOCOL_VERSION: Final = 1
 #: What this node can do, as the value of CAPABILITIES: a comma-separated list, so strangers get the plain form.
 CAPABILITIES: Final = f"plain,{COMPACT}"
+#: The same of a node that speaks no compact digests, because it shall not or cannot.
+CAPABILITIES_PLAIN: Final = "plain"
 #: ECHOs begun in one round besides those that news causes at once; each is an RPC of about 1 ms CPU.
 ECHOS_PER_ROUND_MAX: Final = 32
 #: Live peers that a shutdown or a leave is announced to at once; gossip among them carries it on.

@@ -98,6 +98,8 @@ class Swarm:
     clock_drift_rate: float
     wrong_clocks: float
     """Share of machines whose wall clock is up to an hour off from the beginning; the others agree within 2 s."""
+    plain_only: float
+    """Share of processes that know nothing of compact digests: of an older version, as in a rolling upgrade."""
 
     def to_json(self) -> dict[str, object]:
         """As plain values."""
@@ -112,7 +114,7 @@ _QUIET: Final[dict[str, float]] = {
     "restart_seconds_max": 30.0, "stay_down": 0.1, "new_address": 0.0, "file_lost": 0.0, "file_corrupt": 0.0,
     "disk_fails_rate": 0.0, "pause_rate": 0.0, "pause_seconds_max": 30.0, "slow_rate": 0.0, "clock_jump_rate": 0.0,
     "clock_drift_rate": 0.0, "leave_rate": 0.0, "remove_rate": 0.0, "replace_rate": 0.0, "disable_rate": 0.0,
-    "wrong_clocks": 0.3,
+    "wrong_clocks": 0.3, "plain_only": 0.0,
 }  # fmt: skip
 
 
@@ -170,4 +172,5 @@ def draw(options: SimulationOptions, rng: Random) -> Swarm:
         replace_rate=sometimes(0.4, 0.01, 0.3),
         disable_rate=sometimes(0.3, 0.005, 0.05) * scale,
         wrong_clocks=rng.choice((0.0, 0.1, 0.3)),
+        plain_only=rng.choice((0.0, 0.0, 0.2, 0.6)),
     )

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from gossiper.core.application_states import ApplicationState
-from gossiper.core.engine import CAPABILITIES, PROTOCOL_VERSION, EngineConfig, GossipEngine
+from gossiper.core.engine import CAPABILITIES, CAPABILITIES_PLAIN, PROTOCOL_VERSION, EngineConfig, GossipEngine
 from gossiper.core.io import (
     Answer,
     Count,
@@ -86,6 +87,9 @@ class Process:
         self._loop = cluster.loop
         self._network = cluster.network
         self._rng = cluster.loop.stream(f"process/{machine.index}/{machine.incarnations}")
+        # A stream of its own, so that it changes nothing else that a seed means.
+        forms = cluster.loop.stream(f"form/{machine.index}/{machine.incarnations}")
+        self._plain_only = forms.random() < cluster.swarm.plain_only
         self._waiting: list[tuple[Action, tuple[Any, ...]]] = []
         self._backlog: deque[tuple[Action, tuple[Any, ...]]] = deque()
         self._calls: dict[int, tuple[str, Request]] = {}
@@ -208,7 +212,7 @@ class Process:
             ApplicationState.RACK: f"rack{self.machine.index % 3}",
             ApplicationState.RELEASE_VERSION: "simulated",
             ApplicationState.NET_VERSION: str(PROTOCOL_VERSION),
-            ApplicationState.CAPABILITIES: CAPABILITIES,
+            ApplicationState.CAPABILITIES: CAPABILITIES_PLAIN if self._plain_only else CAPABILITIES,
             ApplicationState.HOST_ID: self.machine.disk.host_id,
             ApplicationState.INTERNAL_ADDRESS_AND_PORT: self.endpoint,
             ApplicationState.STATUS: Status.NORMAL.value,
@@ -338,6 +342,8 @@ class Process:
 
     def _count(self, effect: Count) -> None:
         self.cluster.counters[effect.name] += effect.amount
+        if effect.name == "gossiper_exchanges_total":
+            self.cluster.counters[f"{effect.name} {effect.label}"] += effect.amount
         if effect.name == "gossiper_refused_entries_total" and effect.label not in LEFT_OUT_EXPECTED:
             raise InvariantViolation(
                 "honest_entry_refused", f"{self.endpoint} left out {effect.amount}: {effect.label}"
@@ -506,7 +512,7 @@ class Process:
     def _requested(self, kind: str, data: bytes, source: int, caller: Process | None, call: int) -> None:
         self.cluster.delivered(kind, source, self.endpoint, data)
         try:
-            reply = self._handle(DECODERS[kind](data))
+            reply = self._handle(self._understood(DECODERS[kind](data)))
         except PeerProtocolError as error:
             if error.reason not in REFUSALS_EXPECTED:
                 raise InvariantViolation(
@@ -519,6 +525,13 @@ class Process:
             raise InvariantViolation("one_answer", f"{self.endpoint} gives no answer to a {kind}")
         if caller is not None:
             self._network.answer(self.machine, caller, call, _bounded(codec.encode(reply)))
+
+    def _understood(self, request: Request) -> Request:
+        """What an older version takes from a message: fields that it does not know are not there for it."""
+        if self._plain_only and isinstance(request, GossipDigestSyn) and request.compact is not None:
+            self.cluster.counters["compact_not_understood"] += 1
+            return replace(request, compact=None)
+        return request
 
     def _handle(self, request: Request) -> Reply | None:
         if self.joined:

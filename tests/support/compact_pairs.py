@@ -109,9 +109,9 @@ def introduce(one: GossipEngine, other: GossipEngine, now: Now = NOW) -> None:
         tell(listener, [told], now)
 
 
-def pair(size: int, **settings: int) -> tuple[GossipEngine, GossipEngine]:
+def pair(size: int, *, interval_ms: int = 1000) -> tuple[GossipEngine, GossipEngine]:
     """Two nodes that know each other and the same ``size`` others."""
-    nodes = engine(A, **settings), engine(B, **settings)
+    nodes = engine(A, interval_ms=interval_ms), engine(B, interval_ms=interval_ms)
     for node in nodes:
         tell(node, [state(number) for number in range(size)])
     introduce(*nodes)
