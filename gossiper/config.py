@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Self
 
 from gossiper.core.endpoints import parse_endpoint
+from gossiper.core.peers import PARTNERS_DEFAULT, PARTNERS_MIN
 from gossiper.discovery import RELOAD_INTERVAL_SECONDS_MIN, parse_seed_sources
 from gossiper.errors import ConfigError
-from gossiper.limits import CLUSTER_NAME_BYTES_MAX, INTERVAL_MS_MAX, INTERVAL_MS_MIN
+from gossiper.limits import CHANNELS_MAX, CLUSTER_NAME_BYTES_MAX, INTERVAL_MS_MAX, INTERVAL_MS_MIN
 
 DATACENTER_DEFAULT = "datacenter1"
 RACK_DEFAULT = "rack1"
@@ -79,6 +80,9 @@ class GossipConfig:
     remote_exchanges_per_second: float | None = None
     """Exchanges that this data centre as a whole begins with each other one; None: peers are chosen without regard to
     data centres. 1 is plenty: what changes is pushed at once anyway."""
+    partners: int = PARTNERS_DEFAULT
+    """Live peers from whom that of a round is drawn, one of them exchanged every 60 rounds, so that their connections
+    stay open; 0: all live peers, as Cassandra."""
     random_seed: int | None = None
     """Makes the choice of peers repeatable. None: from the operating system."""
     release_version: str | None = None
@@ -131,6 +135,8 @@ class GossipConfig:
             faults.append(f"digest_form: must be {' or '.join(DIGEST_FORMS)}, is {self.digest_form!r}")
         if not 0 <= self.push_fanout <= 64:
             faults.append(f"push_fanout: must be 0 to 64, is {self.push_fanout}")
+        if self.partners and not PARTNERS_MIN <= self.partners <= CHANNELS_MAX:
+            faults.append(f"partners: must be 0 or {PARTNERS_MIN} to {CHANNELS_MAX}, is {self.partners}")
         if not 0 <= self.own_zone_probability <= 1:
             faults.append(f"own_zone_probability: must be 0 to 1, is {self.own_zone_probability}")
         if self.remote_exchanges_per_second is not None and not 0 < self.remote_exchanges_per_second <= 1000:

@@ -226,6 +226,7 @@ class GossiperShell:
             saved_peers=saved_peers,
             push_fanout=config.push_fanout,
             peer_policy=PeerPolicy(
+                partners=config.partners,
                 own_zone_probability=config.own_zone_probability,
                 remote_exchanges_per_interval=None
                 if remote_per_second is None

@@ -83,17 +83,31 @@ class Peer:
         if done.returncode != 0 or not (command is self.build or done.stdout.strip()):
             said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
             errors = [line for line in said if "error" in line.lower()]
-            raise PeerUnavailableError(f"{command[0]} failed: {(errors or said or ['no output'])[0].strip()[:200]}")
+            why = (errors or said or ["no output"])[0].replace(f"{ROOT}{os.sep}", "").strip()[:200]
+            raise PeerUnavailableError(f"{command[0]} failed: {why}")
         return done.stdout
 
 
+#: Parts of the JDK that Cassandra reaches into, as its own start scripts open them.
+_OPENED: Final = (
+    "jdk.internal.misc",
+    "jdk.internal.ref",
+    "sun.nio.ch",
+    "java.io",
+    "java.nio",
+    "java.lang",
+    "java.util",
+)
 CASSANDRA: Final = Peer(
     "cassandra",
     ("java", "mvn"),
     ("mvn", "-q", "-B", "package"),
     # Thread validation: Cassandra changes state on its gossip stage only; here the one thread that is timed does it.
     (
-        *("java", "-Xms512m", "-Xmx2g", "-Dcassandra.gossip.disable_thread_validation=true"),
+        "java",
+        *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED),
+        *(f"--add-exports=java.base/{package}=ALL-UNNAMED" for package in _OPENED),
+        *("-Xms512m", "-Xmx2g", "-Dcassandra.gossip.disable_thread_validation=true"),
         *("-cp", "{classpath}", "org.apache.cassandra.gms.PeerBenchmark"),
     ),
 )

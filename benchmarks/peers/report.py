@@ -19,7 +19,7 @@ Json = dict[str, Any]
 ORDER: Final = ("syn", "syn_ack", "ack", "ack2", "push", "pull")
 
 _COLORS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#000000")
-_WIDTH, _HEIGHT, _LEFT, _TOP, _GAP, _BOTTOM = 330, 240, 60, 36, 90, 46
+_WIDTH, _HEIGHT, _LEFT, _TOP, _GAP, _BOTTOM = 330, 240, 76, 36, 90, 46
 
 
 def title(line: Json) -> str:
@@ -114,7 +114,7 @@ def plot(lines: Sequence[Json]) -> str:
             lines,
             names,
             _LEFT + _WIDTH + _GAP,
-            "CPU of a whole exchange, both sides, microseconds",
+            "CPU of both sides, microseconds",
             lambda line: float(line["total_cpu_microseconds"]),
         ),
     ]
@@ -215,7 +215,8 @@ with `endpoint` and `view`. A view is a list, sorted by endpoint, of `endpoint`,
 ## Held to Cassandra's behaviour
 
 The same run asks Cassandra's `ArrivalWindow` and `Gossiper.examineGossiper` and compares with
-`tests/data/cassandra`: {vectors}. `tests/test_cassandra_vectors.py` holds this library to those files without a JVM:
+`tests/data/cassandra`: {vectors}.
+`tests/test_cassandra_vectors.py` holds this library to those files without a JVM:
 the same heartbeats give the same phi, and of the same pairs of states the same is requested and sent. On purpose it is
 otherwise where
 
@@ -227,6 +228,7 @@ otherwise where
 
 `make bench-peers` wants `java` and `mvn`, `cargo`, `go`; what is missing is skipped with one line. The versions of the
 peers are pinned in `benchmarks/peers/*/`. Lock files and everything built stay out of the repository.
-`python -m benchmarks.peers.run --endpoints 10,100,1000 --json` prints all numbers. Another form of this library's
-exchange is one more entry in `FORMS` of `benchmarks/peers/ours.py`.
+`python -m benchmarks.peers.run --endpoints 10,100,1000 --json` prints all numbers; with `--merkle ROWS` instead, what
+Cassandra's MerkleTree takes to build, and its bytes, at depths 15 and 18. Another form of this library's exchange is
+one more entry in `FORMS` of `benchmarks/peers/ours.py`.
 """

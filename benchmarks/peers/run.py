@@ -1,8 +1,8 @@
 """The digest exchange of Cassandra, chitchat, memberlist and this library on the same simulated state, in one run.
 
-Usage: ``python -m benchmarks.peers.run [--endpoints 10,100,1000] [--runs N] [--json] [--no-docs]``. Builds each harness
-(a missing tool or package skips that peer with one line), runs each several times, compares Cassandra's answers with
-the committed vectors, prints a table or JSON, and writes ``docs/benchmarks.md`` and ``docs/benchmarks.svg``.
+Usage: ``python -m benchmarks.peers.run [--endpoints 10,100,1000] [--runs N] [--json] [--no-docs] | --merkle ROWS``.
+Builds each harness (a missing tool or package skips that peer with one line), runs each several times, compares
+Cassandra's answers with the committed vectors, prints a table or JSON, and writes ``docs/benchmarks.md`` and its plot.
 """
 
 from __future__ import annotations
@@ -155,6 +155,16 @@ def run(endpoints: list[int], runs: int) -> Json:
     }
 
 
+def merkle(rows: int) -> int:
+    """Print what Cassandra's MerkleTree takes at depths 15 and 18: CPU to build it, and its bytes."""
+    try:
+        CASSANDRA.make()
+        print(json.dumps(CASSANDRA.answer("merkle", str(rows))))
+    except PeerUnavailableError as error:
+        say(f"cassandra: skipped, {error}")
+    return 0
+
+
 def say(text: str) -> None:
     """Progress, beside the result."""
     print(text, file=sys.stderr, flush=True)
@@ -167,7 +177,10 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=RUNS, help="times that each harness is started")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--no-docs", action="store_true", help="leave docs/ as it is")
+    parser.add_argument("--merkle", metavar="ROWS", type=int, help="Cassandra's MerkleTree over so many rows instead")
     options = parser.parse_args()
+    if options.merkle is not None:
+        return merkle(options.merkle)
     result = run([int(size) for size in options.endpoints.split(",")], options.runs)
     print(json.dumps(result) if options.json else report.table(result))
     for name, reason in result["skipped"].items():

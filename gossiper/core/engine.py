@@ -58,7 +58,7 @@ from gossiper.core.messages import (
     Sender,
 )
 from gossiper.core.operations import assassination, removal
-from gossiper.core.peers import PeerPolicy, Peers, choose_targets
+from gossiper.core.peers import Partners, PeerPolicy, Peers, choose_targets
 from gossiper.core.rumours import FANOUT_DEFAULT, Rumours
 from gossiper.core.saved import REMEMBERED_PER_ANSWER_MAX, KnownPeer, remembered_state
 from gossiper.core.shadow import SHADOW_GENERATION
@@ -136,6 +136,7 @@ class GossipEngine:
         )
         self._rng = rng
         self._spoke_as = Sender(config.cluster_name, PROTOCOL_VERSION, config.endpoint, 0)
+        self._partners = Partners(config.peer_policy.partners)
         self._rumours = Rumours(config.push_fanout)
         self._set_seeds(config.seeds)
         self._generation_wanted = 0
@@ -284,7 +285,7 @@ class GossipEngine:
             self.state.local_row,
         )
         seeds = [seed if (row := table.row(seed)) is None else row for seed in self._seeds]
-        chosen = choose_targets(self._rng, peers, self.config.peer_policy, seeds=seeds)
+        chosen = choose_targets(self._rng, peers, self.config.peer_policy, seeds=seeds, partners=self._partners)
         return [target if isinstance(target, str) else table.endpoint(target) for target in chosen]
 
     def _echos(self, now: Now) -> list[Effect]:

@@ -15,9 +15,12 @@ import java.util.EnumMap;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Random;
 import org.apache.cassandra.config.Config;
 import org.apache.cassandra.config.DatabaseDescriptor;
 import org.apache.cassandra.dht.Murmur3Partitioner;
+import org.apache.cassandra.dht.Range;
+import org.apache.cassandra.dht.Token;
 import org.apache.cassandra.io.IVersionedSerializer;
 import org.apache.cassandra.io.util.DataInputBuffer;
 import org.apache.cassandra.io.util.DataOutputBuffer;
@@ -25,12 +28,15 @@ import org.apache.cassandra.locator.InetAddressAndPort;
 import org.apache.cassandra.net.Message;
 import org.apache.cassandra.net.MessagingService;
 import org.apache.cassandra.net.Verb;
+import org.apache.cassandra.utils.MerkleTree;
+import org.apache.cassandra.utils.MerkleTrees;
 
 /**
  * Cassandra's own classes on a state that our simulation made.
  *
  * <p>"exchange STATE.json": bytes and CPU of GossipDigestSyn, Ack and Ack2 between two Gossipers. "vectors INPUT.json":
- * what ArrivalWindow and Gossiper.examineGossiper answer to given input. It stands in Cassandra's package because those
+ * what ArrivalWindow and Gossiper.examineGossiper answer to given input. "merkle ROWS": CPU of building its MerkleTree of
+ * depth 15 and 18 over that many rows, and its bytes. It stands in Cassandra's package because those
  * are visible there only. Cassandra's: all serializers, makeGossipDigest (private, called by reflection),
  * examineGossiper, getStateForVersionBiggerThan, notifyFailureDetector, applyStateLocally, ArrivalWindow. Ours: the few
  * lines that call them one after the other, as GossipDigestSynVerbHandler, -AckVerbHandler and -Ack2VerbHandler do.
@@ -50,8 +56,12 @@ public final class PeerBenchmark {
         DatabaseDescriptor.setPartitionerUnsafe(Murmur3Partitioner.instance);
         makeGossipDigest = Gossiper.class.getDeclaredMethod("makeGossipDigest", List.class);
         makeGossipDigest.setAccessible(true);
-        JsonNode input = JSON.readTree(new File(arguments[1]));
-        ObjectNode answer = arguments[0].equals("exchange") ? exchange(input) : vectors(input);
+        ObjectNode answer;
+        if (arguments[0].equals("merkle")) answer = merkle(Integer.parseInt(arguments[1]));
+        else {
+            JsonNode input = JSON.readTree(new File(arguments[1]));
+            answer = arguments[0].equals("exchange") ? exchange(input) : vectors(input);
+        }
         System.out.println(JSON.writeValueAsString(answer));
         System.exit(0); // Cassandra's stages keep threads
     }
@@ -313,5 +323,55 @@ public final class PeerBenchmark {
 
     private static String name(InetAddressAndPort endpoint) {
         return endpoint.getHostAddress(true);
+    }
+
+    // -------------------------------------------------------------------------------------------------------- merkle
+
+    /** A tree over the whole ring, filled in token order with digests that are there already, as Validator does. */
+    private static ObjectNode merkle(int rows) throws Exception {
+        Random random = new Random(1);
+        long[] tokens = random.longs(rows).sorted().toArray();
+        byte[][] digests = new byte[rows][32];
+        for (byte[] digest : digests) random.nextBytes(digest);
+        ObjectNode answer = JSON.createObjectNode();
+        answer.put("peer", "cassandra").put("version", version()).put("rows", rows);
+        ArrayNode trees = answer.putArray("trees");
+        for (int depth : new int[] {15, 18}) {
+            double[] milliseconds = new double[REPEATS];
+            int bytes = 0;
+            for (int repeat = -2; repeat < REPEATS; repeat++) { // two to warm up
+                byte[][] fresh = Arrays.stream(digests).map(byte[]::clone).toArray(byte[][]::new); // it writes into them
+                long began = THREADS.getCurrentThreadCpuTime();
+                MerkleTrees tree = tree(tokens, fresh, depth);
+                double spent = (THREADS.getCurrentThreadCpuTime() - began) / 1e6;
+                if (repeat >= 0) milliseconds[repeat] = spent;
+                // Its count visits the first leaf of a whole ring twice, so it may be a little more.
+                if (tree.rowCount() < rows) throw new IllegalStateException("rows are missing in the tree");
+                try (DataOutputBuffer out = new DataOutputBuffer()) {
+                    MerkleTrees.serializer.serialize(tree, out, WIRE_VERSION);
+                    bytes = out.getLength();
+                }
+                tree.release();
+            }
+            trees.addObject().put("depth", depth).put("serialized_bytes", bytes).put("build_cpu_milliseconds", round(median(milliseconds)));
+        }
+        return answer;
+    }
+
+    private static MerkleTrees tree(long[] tokens, byte[][] digests, int depth) {
+        Murmur3Partitioner partitioner = Murmur3Partitioner.instance;
+        Range<Token> ring = new Range<>(partitioner.getMinimumToken(), partitioner.getMinimumToken());
+        MerkleTrees trees = new MerkleTrees(partitioner);
+        trees.addMerkleTree(1 << depth, (byte) 127, ring);
+        trees.init();
+        var ranges = trees.rangeIterator();
+        MerkleTree.TreeRange range = ranges.next();
+        for (int row = 0; row < tokens.length; row++) {
+            Token token = new Murmur3Partitioner.LongToken(tokens[row]);
+            while (!range.contains(token)) range = ranges.next();
+            range.addHash(new MerkleTree.RowHash(token, digests[row], 100));
+        }
+        trees.hash(ring);
+        return trees;
     }
 }
