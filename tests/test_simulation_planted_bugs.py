@@ -102,7 +102,7 @@ PLANTED = (
         "version check: an older value does not replace a newer one",
         ClusterState, "_merge",
         (("if value.version > (old_states[key].version if key in old_states else ", "if ("),),
-        0, "version_went_back",
+        1, "version_went_back",
     ),
     Planted(
         "an older generation is ignored",
