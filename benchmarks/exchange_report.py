@@ -202,9 +202,9 @@ Functions of the compact exchange, by their own time under a profiler, which mak
 ## While the cluster changes
 
 Whole cores in virtual time, nothing lost, 90 virtual seconds at 100 nodes and 45 at 300: a tenth more nodes join within
-two thirds of that; a node restarts every 4 s; every node changes one application state per minute. Every exchange (every
-fourth at 300 nodes) is weighed twice between the same two states: as it was sent, further SYNs and ACK2s included, and
-as the plain form would have been.
+two thirds of that; a node restarts every 4 s; every node changes one application state per minute. Every exchange
+(every fourth at 300 nodes) is weighed twice between the same two states: as it was sent, further SYNs and ACK2s
+included, and as the plain form would have been.
 
 {cases}
 
