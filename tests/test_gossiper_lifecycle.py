@@ -32,7 +32,7 @@ from gossiper.core.lifecycle import (
     left_value,
     may_follow,
 )
-from gossiper.core.local import TOMBSTONE_TICKS, Publish
+from gossiper.core.local import TOMBSTONE_TICKS, Publish, Published
 from gossiper.core.messages import EndpointState, GossipDigestAck2, Sender, VersionedValue
 from gossiper.core.peers import PeerPolicy
 from gossiper.core.quarantine import FOR_EVER, GRAVES_MAX, Quarantine
@@ -242,6 +242,41 @@ def test_who_has_left_cannot_be_anything_else_again_in_this_generation() -> None
     cluster.do(B, ShutdownRequested())
     with pytest.raises(LifecycleError, match="does not come back"):
         cluster.do(B, EnableRequested(cluster.engines[B].generation + 2))
+
+
+def own_values(cluster: Cluster, endpoint: str) -> tuple[int, dict[str, VersionedValue]]:
+    state = cluster.engines[endpoint].state
+    return int(state.table.states_version[state.local_row]), dict(state.table.states[state.local_row])
+
+
+def test_left_is_the_last_version_of_a_generation() -> None:
+    cluster = settled(3)
+    for number in range(20):
+        cluster.do(C, Publish({"key": str(number)}, number))
+    cluster.effects.clear()
+    cluster.do(C, LeaveRequested())
+    waited = [effect.ticket for effect in cluster.effects if isinstance(effect, Published)]
+    assert waited == [16, 17, 18, 19], "what waits for the next tick is published before"
+    before = own_values(cluster, C)
+    assert before[1]["STATUS"].version == before[0]
+    assert before[1]["key"].value == "19"
+    for refused in (Publish({"key": "late"}, 21), ChangeHealth(False, "leaving")):
+        with pytest.raises(LifecycleError, match="is LEFT and publishes nothing more"):
+            cluster.do(C, refused)
+    cluster.run(5)
+    assert own_values(cluster, C) == before
+    assert cluster.view(A) == cluster.view(B)
+
+
+def test_what_expires_after_the_last_word_leaves_no_tombstone() -> None:
+    cluster = settled(3)
+    cluster.do(C, Publish({"lease": "held"}, 1, round((cluster.now.wall + 3) * 1000)))
+    cluster.do(C, LeaveRequested())
+    before = own_values(cluster, C)
+    cluster.run(10)
+    assert own_values(cluster, C) == before
+    assert "lease" not in cluster.view(A)[C][2], "it counts as absent all the same"
+    assert cluster.view(A) == cluster.view(B)
 
 
 # -- removing and assassinating ---------------------------------------------------------------------------------------

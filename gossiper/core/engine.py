@@ -177,7 +177,8 @@ class GossipEngine:
         Raises:
             PeerProtocolError: a RequestReceived is refused; nothing has changed.
             PublishError: the values of a Publish are not acceptable; nothing has changed.
-            LifecycleError: an operation that is not possible now; nothing has changed.
+            LifecycleError: an operation that is not possible now, or a Publish of a node that has left; nothing has
+                changed.
             NotRunningError: an operation on a node that has stopped.
         """
         self.state.now = now

@@ -18,7 +18,9 @@ Invariants, which hold before and after every method:
    stopped), DOWN -> ALIVE (ECHO answered), any -> UNKNOWN (greater generation); ``lifecycle.LIVENESS_TRANSITIONS`` is
    the whole table. Events tell it after it is complete.
 9. What is implausible (a generation more than a day ahead of the local wall clock, a heartbeat that would have needed
-   more time than has passed) changes nothing and is counted by reason.
+   more time than has passed) changes nothing and is counted by reason. No version of an endpoint lies beyond the tick
+   of its heartbeat: whoever said so would be refused by all. So what a stopped generation, whose heartbeat stays (6),
+   says beyond it is refused whole.
 
 10. A host id belongs to one endpoint: of two, the one with the greater (generation, endpoint) stays, everywhere alike.
 11. Who is gone for good is forgotten at the one absolute time that its STATUS names; what was forgotten or replaced
@@ -54,7 +56,7 @@ from gossiper.core.messages import EndpointState, VersionedValue
 from gossiper.core.quarantine import FOR_EVER, Quarantine
 from gossiper.core.saved import REMEMBERED_HEARTBEAT, KnownPeer, SavedPeers
 from gossiper.core.table import NO_EXPIRY, NO_PATH, EndpointTable, LivenessCode, Rows
-from gossiper.core.versions import Now, next_tick
+from gossiper.core.versions import Now, next_tick, tick_of
 from gossiper.events import (
     EndpointAlive,
     EndpointDead,
@@ -288,6 +290,9 @@ class ClusterState:
     def _merge(self, row: int, state: EndpointState, now: Now, path: int) -> bool:
         """Newer heartbeat and newer values of the current generation."""
         table = self.table
+        if table.stopped[row] and _latest_tick(state) > int(table.heartbeat[row]):
+            self.refused["after_last_words"] += 1
+            return False
         if state.heartbeat > int(table.heartbeat[row]) and not table.stopped[row]:
             evidence.of_one(table, self.detector, row, state.heartbeat, now=now, path=path)
         old_states = table.states[row]
@@ -647,6 +652,11 @@ def implausible(state: EndpointState, now: Now) -> str | None:
     if state.heartbeat * state.interval_ms / 1000 > GENERATION_AHEAD_SECONDS_MAX - ahead:
         return "invalid_heartbeat"
     return None
+
+
+def _latest_tick(state: EndpointState) -> int:
+    """The tick of the newest version that a state names."""
+    return tick_of(max(state.states_version, state.gc_version, *(value.version for _, value in state.values), 0))
 
 
 def _began_ms(state: EndpointState, now: Now) -> int:
