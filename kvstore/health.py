@@ -22,7 +22,7 @@ class StorageHealth:
     """Follows the commits of a node. Belongs to one event loop.
 
     Args:
-        tell: Publishes (serving, reason); may raise NotRunningError or LifecycleError, then the next commit tries again.
+        tell: Publishes (serving, reason); may raise NotRunningError or LifecycleError: the next commit tries again.
         hold_seconds: How long no commit may have failed before it is said that the node serves again; also the least
             time between two reasons why it does not.
     """

@@ -440,16 +440,10 @@ class Chaos:
         self.outcome.internal_errors = sum(g.metrics.value("gossiper_internal_errors_total") for g in self.ever)
 
     def quarrels(self) -> list[str]:
-        """Who is remembered as dead, left or removed: all must agree on that too.
-
-        But for who was replaced: only its successor tells so, and when that is gone in its turn, who has not heard it
-        by then keeps the first one as a dead member.
-        """
+        """Who is remembered as dead, left or removed: all must agree on that too."""
         views = {
             g.endpoint: {
-                view.endpoint: (view.generation, view.status, view.alive)
-                for view in g.members()
-                if view.generation and self.gone.get(view.host_id or "") != "replaced"
+                view.endpoint: (view.generation, view.status, view.alive) for view in g.members() if view.generation
             }
             for g in self.healthy()
         }

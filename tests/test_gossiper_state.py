@@ -376,7 +376,7 @@ def test_no_order_of_last_and_later_words_leaves_a_version_ahead_of_the_heartbea
             states_version=end,
             values=tuple((k, v) for k, v in owner.at[owner.generation, end].items() if v.version > start),
         )
-        for start, end in zip(ends, ends[1:], strict=False)
+        for start, end in itertools.pairwise(ends)
     ]
     parts += [replace(owner.delta(0), heartbeat=10**4, values=(), states_version=0)]
     whole = Owner().delta(0)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Final
 
 from gossiper.core.application_states import MANAGED_KEYS, ApplicationState, is_key
-from gossiper.core.lifecycle import STOPPED_STATUSES, may_follow, status_of
+from gossiper.core.lifecycle import may_follow, status_of
 from gossiper.core.state import ClusterState
 from gossiper.core.versions import COUNTERS_PER_TICK, Now, tick_of, version_of
 from gossiper.errors import LifecycleError, PublishError

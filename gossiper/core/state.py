@@ -47,6 +47,7 @@ from gossiper.core.lifecycle import (
     GONE_EXPIRE_SECONDS,
     GONE_STATUSES,
     GUEST_STATUSES,
+    JOINED_STATUSES,
     STOPPED_STATUSES,
     Status,
     expire_ms_of,
@@ -54,6 +55,7 @@ from gossiper.core.lifecycle import (
 )
 from gossiper.core.messages import EndpointState, VersionedValue
 from gossiper.core.quarantine import FOR_EVER, Quarantine
+from gossiper.core.replacements import replaced_in
 from gossiper.core.saved import REMEMBERED_HEARTBEAT, KnownPeer, SavedPeers
 from gossiper.core.table import NO_EXPIRY, NO_PATH, EndpointTable, LivenessCode, Rows
 from gossiper.core.versions import Now, next_tick, tick_of
@@ -388,19 +390,20 @@ class ClusterState:
                 self._settle_replacement(self.view(row))
 
     def _settle_replacement(self, view: EndpointView) -> None:
-        """``view`` may say that it replaces a dead node; once it is NORMAL, that one is forgotten."""
-        host_id, _, generation = (view.get(ApplicationState.REPLACES) or "").partition(",")
-        if host_id and generation.isdigit() and view.status == Status.NORMAL:
-            self._forget_saved(host_id, int(generation))
-        victim = self._host_ids.get(host_id) if host_id and view.status == Status.NORMAL else None
-        victim_row = None if victim is None or victim == view.endpoint else self.table.row(victim)
-        new_row = self.table.row(view.endpoint)
-        if victim_row is None or new_row is None or victim_row == self.local_row:
+        """``view`` may say that it replaces dead nodes; once it has joined they are forgotten, also when it is gone."""
+        if view.status not in JOINED_STATUSES:
             return
-        # Of its own victim this node made sure in its shadow round.
-        is_dead = self.table.liveness[victim_row] == _DOWN or new_row == self.local_row
-        if is_dead and generation.isdigit() and int(self.table.generation[victim_row]) <= int(generation):
-            self._replace(victim_row, new_row)
+        for host_id, generation in replaced_in(view.get(ApplicationState.REPLACES)):
+            self._forget_saved(host_id, generation)
+            victim = self._host_ids.get(host_id)
+            victim_row = None if victim is None or victim == view.endpoint else self.table.row(victim)
+            new_row = self.table.row(view.endpoint)
+            if victim_row is None or new_row is None or victim_row == self.local_row:
+                continue
+            # Of its own victim this node made sure in its shadow round.
+            is_dead = self.table.liveness[victim_row] == _DOWN or new_row == self.local_row
+            if is_dead and int(self.table.generation[victim_row]) <= generation:
+                self._replace(victim_row, new_row)
 
     def _replace(self, loser: int, winner: int) -> None:
         old, new = self.view(loser), self.view(winner)
