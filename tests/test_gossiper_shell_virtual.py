@@ -273,7 +273,8 @@ class Chaos:
                 call.cancel()
         for result in await asyncio.gather(*calls, return_exceptions=True):
             self.outcome.published += isinstance(result, int)
-            may_refuse = g.member(g.endpoint).status == "LEFT"
+            own = g.member(g.endpoint)
+            may_refuse = own is not None and own.status == "LEFT"
             expected = int | NotRunningError | asyncio.CancelledError
             assert isinstance(result, expected) or (may_refuse and isinstance(result, LifecycleError)), repr(result)
         return sequence
