@@ -273,9 +273,10 @@ class Chaos:
                 call.cancel()
         for result in await asyncio.gather(*calls, return_exceptions=True):
             self.outcome.published += isinstance(result, int)
-            may_refuse = g.member(g.endpoint).status == "LEFT"
-            expected = int | NotRunningError | asyncio.CancelledError
-            assert isinstance(result, expected) or (may_refuse and isinstance(result, LifecycleError)), repr(result)
+            own = g.member(g.endpoint)
+            has_left = own is not None and own.status == "LEFT"
+            refusal = LifecycleError if has_left else NotRunningError
+            assert isinstance(result, int | NotRunningError | refusal | asyncio.CancelledError), repr(result)
         return sequence
 
     # -- faults ------------------------------------------------------------------------------------------------------
