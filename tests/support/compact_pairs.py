@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from random import Random
 
 from gossiper.core.engine import CAPABILITIES, EngineConfig, GossipEngine
@@ -91,11 +92,18 @@ def state(
     )
 
 
-def tell(node: GossipEngine, states: Iterable[EndpointState], now: Now = NOW) -> None:
-    """As if somebody else had pushed them, one by one."""
+def tell(node: GossipEngine, states: Iterable[EndpointState], now: Now = NOW, *, at_once: int = 1) -> None:
+    """As if somebody else had pushed them, one by one (or more ``at_once``)."""
     sender = Sender("c", 1, "10.9.9.9:7000", 1)
-    for one in states:
-        node.handle(RequestReceived(GossipDigestAck2(sender, (one,))), now)
+    for several in batched(states, at_once):
+        node.handle(RequestReceived(GossipDigestAck2(sender, several)), now)
+
+
+def batched(states: Iterable[EndpointState], size: int) -> Iterator[tuple[EndpointState, ...]]:
+    """``itertools.batched`` of Python 3.12."""
+    left = iter(states)
+    while several := tuple(islice(left, size)):
+        yield several
 
 
 def introduce(one: GossipEngine, other: GossipEngine, now: Now = NOW) -> None:
@@ -109,11 +117,13 @@ def introduce(one: GossipEngine, other: GossipEngine, now: Now = NOW) -> None:
         tell(listener, [told], now)
 
 
-def pair(size: int, *, interval_ms: int = 1000) -> tuple[GossipEngine, GossipEngine]:
-    """Two nodes that know each other and the same ``size`` others."""
+def pair(
+    size: int, *, interval_ms: int = 1000, ages: Callable[[int], int | None] = lambda _: None
+) -> tuple[GossipEngine, GossipEngine]:
+    """Two nodes that know each other and the same others, whose heartbeats are ``ages`` (None: as expected)."""
     nodes = engine(A, interval_ms=interval_ms), engine(B, interval_ms=interval_ms)
     for node in nodes:
-        tell(node, [state(number) for number in range(size)])
+        tell(node, [state(number, heartbeat=ages(number)) for number in range(size)], at_once=500 if size > 999 else 1)
     introduce(*nodes)
     return nodes
 
