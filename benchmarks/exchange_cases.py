@@ -22,8 +22,8 @@ CASES: Final = ("joins", "rolling-restart", "state-change")
 #: Virtual seconds before anything changes, and of the measured part.
 SETTLE_SECONDS: Final = 40.0
 MEASURED_SECONDS: Final = 90.0
-#: Joins come within this time, a tenth of the cluster; restarts one after the other.
-JOINS_SECONDS: Final = 60.0
+#: Joins come within so much of it, a tenth of the cluster; restarts one after the other.
+JOINS_TIME_SHARE: Final = 2 / 3
 JOINS_SHARE: Final = 0.1
 RESTART_EVERY_SECONDS: Final = 4.0
 CHANGE_EVERY_SECONDS: Final = 60.0
@@ -83,15 +83,15 @@ def _bytes(messages: list[tuple[str, bytes]]) -> int:
     return sum(len(data) for _, data in messages)
 
 
-def _begin(case: str, cluster: VirtualCluster, nodes: int) -> None:
+def _begin(case: str, cluster: VirtualCluster, nodes: int, seconds: float) -> None:
     """Schedule what the case is about."""
     rng = cluster.loop.stream(case)
     start = cluster.loop.now
     if case == "joins":
         for number in range(nodes, nodes + max(1, round(nodes * JOINS_SHARE))):
-            cluster.loop.at(start + rng.uniform(0.0, JOINS_SECONDS), cluster.join, number)
+            cluster.loop.at(start + rng.uniform(0.0, JOINS_TIME_SHARE * seconds), cluster.join, number)
     elif case == "rolling-restart":
-        order = rng.sample(range(nodes), min(nodes, int(MEASURED_SECONDS / RESTART_EVERY_SECONDS)))
+        order = rng.sample(range(nodes), min(nodes, int(seconds / RESTART_EVERY_SECONDS)))
         for place, number in enumerate(order):
             cluster.loop.at(start + place * RESTART_EVERY_SECONDS, cluster.restart, number)
     else:
@@ -111,7 +111,7 @@ def measure(case: str, endpoints: int, seconds: float = MEASURED_SECONDS) -> dic
     cluster = VirtualCluster(endpoints)
     cluster.loop.run_until(SETTLE_SECONDS if endpoints <= 300 else SETTLE_SECONDS / 4)
     scales = Scales(cluster, _SAMPLED_OF.get(endpoints, 1 if endpoints < 100 else _SAMPLED_OF_LARGE))
-    _begin(case, cluster, endpoints)
+    _begin(case, cluster, endpoints, seconds)
     cluster.loop.run_until(cluster.loop.now + seconds)
     exchanges = sum(scales.kinds.values())
     sent = [_bytes(one.messages) for one in scales.sampled]

@@ -26,7 +26,7 @@ from benchmarks.exchange_parts import (
     steady,
 )
 from benchmarks.exchange_wire import wire_bytes
-from benchmarks.steady_cluster import entropy_bits
+from benchmarks.steady_cluster import Lags, entropy_bits
 from gossiper.v1 import gossip_pb2
 
 #: Meetings whose bytes are averaged, exchanges whose CPU is measured, exchanges on the wire; fewer of large ones.
@@ -34,7 +34,8 @@ _MEETINGS: Final = {10: 40, 100: 20, 1000: 8}
 _MEETINGS_LARGE: Final = 2
 _REPEATS: Final = 300
 _REPEATS_LARGE: Final = 60
-_WIRE_EXCHANGES: Final = 40
+_WIRE_MEETINGS: Final = 8
+_WIRE_EXCHANGES: Final = 10
 _LARGE: Final = 2_000
 _HASH_BYTES: Final = 8
 
@@ -48,14 +49,14 @@ def measure(endpoints: int) -> dict[str, Any]:
         for form in FORMS:
             meeting = Meeting(one)
             traced[form].append(meeting.exchange(form, meeting.at(0)))
-    meeting = Meeting(found[0])
-    processor = cpu(meeting, _REPEATS_LARGE if endpoints > _LARGE else _REPEATS)
+    processor = cpu(Meeting(_typical(found, traced["compact"])), _REPEATS_LARGE if endpoints > _LARGE else _REPEATS)
     forms = {}
     for form in FORMS:
-        wire = wire_bytes(Meeting(found[0]), form, _WIRE_EXCHANGES)
+        wire = [wire_bytes(Meeting(one), form, _WIRE_EXCHANGES) for one in found[:_WIRE_MEETINGS]]
         legs = {leg: _leg(traced[form], leg) for leg in LEGS}
         for leg in LEGS:
-            legs[leg] |= {"wire_bytes": wire.warm[leg], "wire_bytes_cold": wire.cold[leg]}
+            legs[leg]["wire_bytes"] = statistics.fmean(one.warm[leg] for one in wire)
+            legs[leg]["wire_bytes_cold"] = statistics.fmean(one.cold[leg] for one in wire)
             legs[leg]["cpu_microseconds"] = processor[form].legs[leg]
         total = {key: sum(leg[key] for leg in legs.values()) for key in legs["syn"]}
         total["cpu_microseconds_median"] = processor[form].median
@@ -75,6 +76,12 @@ def measure(endpoints: int) -> dict[str, Any]:
         "composition_bytes": composition(traced["compact"]),
         "forms": forms,
     }
+
+
+def _typical(found: list[Lags], traced: list[Traced]) -> Lags:
+    """The meeting whose bytes are in the middle: lags grow and shrink within a round."""
+    sizes = [sum(map(len, one.messages.values())) for one in traced]
+    return found[sizes.index(statistics.median_low(sizes))]
 
 
 def _leg(traced: list[Traced], leg: str) -> dict[str, float]:
@@ -127,11 +134,13 @@ def cpu(meeting: Meeting, repeats: int) -> dict[str, Processor]:
 def profile(endpoints: int, form: str, exchanges: int = 300, lines: int = 25) -> list[tuple[str, float]]:
     """Functions by their own time, as (name, share); the profiler itself slows Python down, so only shares count."""
     meeting = Meeting(next(steady(endpoints, 1)))
-    profiler = cProfile.Profile()
+    # Its own clock is the wall.
+    profiler = cProfile.Profile(time.process_time)
     for second in range(exchanges):
         now = meeting.at(second)
         profiler.runcall(meeting.exchange, form, now)
     entries: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]  # not in the stubs
+    entries = {at: entry for at, entry in entries.items() if "process_time" not in at[2]}
     total = sum(entry[2] for entry in entries.values())
     rows = sorted(((entry[2] / total, at) for at, entry in entries.items()), key=lambda row: -row[0])
     return [(f"{Path(path).name} {name}".removeprefix("~ "), share) for share, (path, _, name) in rows[:lines]]

@@ -36,6 +36,11 @@ class Relay:
         self._server = await asyncio.start_server(self._accepted, "127.0.0.1", 0)
         return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
+    async def drained(self) -> None:
+        """Wait until the connections are closed by those who began them."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_TIMEOUT_SECONDS)
+
     async def stop(self) -> None:
         """End everything."""
         if self._server is not None:
@@ -107,6 +112,7 @@ async def _measure(meeting: Meeting, form: str, exchanges: int) -> WireBytes:
             total.update(await legs())
     finally:
         await client.stop(0.0)
+        await relay.drained()
         await server.stop(0.0)
         await relay.stop()
     return WireBytes({leg: total[leg] / exchanges for leg in LEGS}, cold)

@@ -77,6 +77,7 @@ async def _cold_and_warm(meeting: Meeting) -> dict[str, float]:
                 spent = time.process_time() - began
                 found.append((sum(relay.taken().values()), 1e6 * spent))
             await client.stop(0.0)
+            await relay.drained()
             relay.taken()
     finally:
         await server.stop(0.0)

@@ -93,6 +93,7 @@ class Gossiper(GossiperShell):
 
         Raises:
             PublishError: a key that is not the application's, or a limit; nothing was published.
+            LifecycleError: this node is leaving for good: LEFT is the last that it says.
             NotRunningError: not started, or stopping.
         """
         if ttl_seconds is not None and not 0 < ttl_seconds <= TTL_SECONDS_MAX:
@@ -124,11 +125,17 @@ class Gossiper(GossiperShell):
         self._operate(ChangeStatus(status))
 
     def set_health(self, *, serving: bool, reason: str = "") -> None:
-        """Tell the cluster whether the application can serve; the node stays up either way."""
+        """Tell the cluster whether the application can serve; the node stays up either way.
+
+        Raises:
+            LifecycleError: this node is leaving for good: LEFT is the last that it says.
+        """
         self._operate(ChangeHealth(serving, reason))
 
     async def leave(self, *, timeout_seconds: float = 10.0) -> LeaveReport:
         """Leave for good: all live peers are told, and counted as they show that they know. Then gossip is off.
+
+        What was published before and waits for its tick is told with it; from now on nothing is published any more.
 
         Raises:
             LifecycleError: this node is no member.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from antientropy.errors import RowRefusedError, StoreClosedError, StoreError
-from gossiper import NotRunningError
+from gossiper import LifecycleError, NotRunningError
 
 #: A path and a sentence; every node of the cluster keeps it.
 REASON_LENGTH_MAX: Final = 200
@@ -22,7 +22,7 @@ class StorageHealth:
     """Follows the commits of a node. Belongs to one event loop.
 
     Args:
-        tell: Publishes (serving, reason); may raise NotRunningError, then the next commit tries again.
+        tell: Publishes (serving, reason); may raise NotRunningError or LifecycleError: the next commit tries again.
         hold_seconds: How long no commit may have failed before it is said that the node serves again; also the least
             time between two reasons why it does not.
     """
@@ -75,6 +75,6 @@ class StorageHealth:
             return
         try:
             self._tell(not reason, reason)
-        except NotRunningError:
+        except (LifecycleError, NotRunningError):
             return
         self._told_reason, self._told_at = reason, now

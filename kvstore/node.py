@@ -357,7 +357,7 @@ class KvStoreNode:
             stored_bytes, age_seconds = store.stored_bytes, loop.time() - published_at
             if not load_is_due(published_bytes, stored_bytes, age_seconds, self.config.interval_seconds):
                 continue
-            with suppress(NotRunningError):
+            with suppress(LifecycleError, NotRunningError):
                 await gossiper.publish({ApplicationState.LOAD: load_value(stored_bytes)})
             published_bytes, published_at = stored_bytes, loop.time()
 

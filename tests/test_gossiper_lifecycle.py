@@ -32,10 +32,12 @@ from gossiper.core.lifecycle import (
     left_value,
     may_follow,
 )
-from gossiper.core.local import TOMBSTONE_TICKS, Publish
+from gossiper.core.local import TOMBSTONE_TICKS, Publish, Published
 from gossiper.core.messages import EndpointState, GossipDigestAck2, Sender, VersionedValue
+from gossiper.core.operations import removal
 from gossiper.core.peers import PeerPolicy
 from gossiper.core.quarantine import FOR_EVER, GRAVES_MAX, Quarantine
+from gossiper.core.replacements import REPLACES_BYTES_MAX, Replaced, replaced_in, replaces_value
 from gossiper.errors import LifecycleError, NotRunningError, PublishError
 from gossiper.events import EndpointReplaced
 
@@ -244,6 +246,41 @@ def test_who_has_left_cannot_be_anything_else_again_in_this_generation() -> None
         cluster.do(B, EnableRequested(cluster.engines[B].generation + 2))
 
 
+def own_values(cluster: Cluster, endpoint: str) -> tuple[int, dict[str, VersionedValue]]:
+    state = cluster.engines[endpoint].state
+    return int(state.table.states_version[state.local_row]), dict(state.table.states[state.local_row])
+
+
+def test_left_is_the_last_version_of_a_generation() -> None:
+    cluster = settled(3)
+    for number in range(20):
+        cluster.do(C, Publish({"key": str(number)}, number))
+    cluster.effects.clear()
+    cluster.do(C, LeaveRequested())
+    waited = [effect.ticket for effect in cluster.effects if isinstance(effect, Published)]
+    assert waited == [16, 17, 18, 19], "what waits for the next tick is published before"
+    before = own_values(cluster, C)
+    assert before[1]["STATUS"].version == before[0]
+    assert before[1]["key"].value == "19"
+    for refused in (Publish({"key": "late"}, 21), ChangeHealth(False, "leaving")):
+        with pytest.raises(LifecycleError, match="is LEFT and publishes nothing more"):
+            cluster.do(C, refused)
+    cluster.run(5)
+    assert own_values(cluster, C) == before
+    assert cluster.view(A) == cluster.view(B)
+
+
+def test_what_expires_after_the_last_word_leaves_no_tombstone() -> None:
+    cluster = settled(3)
+    cluster.do(C, Publish({"lease": "held"}, 1, round((cluster.now.wall + 3) * 1000)))
+    cluster.do(C, LeaveRequested())
+    before = own_values(cluster, C)
+    cluster.run(10)
+    assert own_values(cluster, C) == before
+    assert "lease" not in cluster.view(A)[C][2], "it counts as absent all the same"
+    assert cluster.view(A) == cluster.view(B)
+
+
 # -- removing and assassinating ---------------------------------------------------------------------------------------
 
 
@@ -364,6 +401,109 @@ def test_a_new_node_takes_the_place_of_a_dead_one() -> None:
     cluster.run(6)
     assert all(C not in cluster.view(observer) for observer in cluster.engines)
     assert cluster.converged()
+
+
+def ends(cluster: Cluster, replacer: str, how: str) -> None:
+    """Whoever took the place of ``C`` is gone in its turn."""
+    match how:
+        case "left":
+            cluster.do(replacer, LeaveRequested())
+            cluster.do(replacer, ShutdownRequested())
+        case "shutdown":
+            cluster.do(replacer, ShutdownRequested())
+        case "leaving":
+            cluster.do(replacer, ChangeStatus("LEAVING"))
+    if how == "leaving":
+        cluster.run(3)
+        del cluster.engines[replacer]
+        return
+    generation = cluster.engines[replacer].generation
+    statement = cluster.view(replacer)[replacer][2]["REPLACES"]
+    crash(cluster, replacer)
+    if how == "removed":
+        cluster.do(A, RemoveRequested(host(replacer)))
+    elif how == "assassinated":
+        cluster.do(A, AssassinateRequested(replacer))
+    elif how == "replaced":
+        cluster.add("10.0.0.99:7000", values={"REPLACES": f"{host(replacer)},{generation};{statement}"})
+    cluster.run(3)
+
+
+@pytest.mark.parametrize("how", ["left", "leaving", "shutdown", "removed", "assassinated", "replaced"])
+def test_who_was_replaced_does_not_come_back_once_its_replacer_is_gone(how: str) -> None:
+    cluster = settled(4)
+    generation = crash(cluster, C)
+    slow = cluster.engines.pop(D)
+    new = "10.0.0.88:7000"
+    cluster.add(new, values={"REPLACES": f"{host(C)},{generation}"})
+    cluster.run(8)
+    ends(cluster, new, how)
+    cluster.engines[D] = slow
+    cluster.add("10.0.0.5:7000", seeds=(D,))
+    cluster.run(45)
+    assert [observer for observer in cluster.engines if C in cluster.view(observer)] == []
+    assert (new in cluster.view(A)) == (how != "replaced")
+    assert cluster.converged()
+
+
+def test_who_gave_up_joining_has_replaced_nobody() -> None:
+    for how in (LeaveRequested(), RemoveRequested(host("10.0.0.88:7000"))):
+        cluster = settled(4)
+        generation = crash(cluster, C)
+        new = "10.0.0.88:7000"
+        cluster.add(new, values={"STATUS": f"BOOT_REPLACE,{C}", "REPLACES": f"{host(C)},{generation}"})
+        cluster.run(6)
+        if isinstance(how, LeaveRequested):
+            cluster.do(new, how)
+            del cluster.engines[new]
+        else:
+            crash(cluster, new)
+            cluster.do(A, how)
+        cluster.run(10)
+        assert all(C in cluster.view(observer) for observer in cluster.engines)
+        assert all(cluster.view(observer)[new][2]["STATUS"].startswith(("LEFT", "removed")) for observer in (A, B, D))
+
+
+def test_two_removals_at_once_that_differ_in_whom_the_victim_replaced_have_two_versions() -> None:
+    cluster = settled(3)
+    crash(cluster, C)
+    state = cluster.engines[A].state
+    plain = removal(state, host(C), host(A), cluster.now)
+    row = state.table.row(C)
+    assert row is not None
+    state.table.states[row] = {**state.table.states[row], "REPLACES": VersionedValue(16, "another,5")}
+    stating = removal(state, host(C), host(A), cluster.now)
+    assert dict(stating.values)["REPLACES"].value == "another,5"
+    assert stating.states_version != plain.states_version
+
+
+@pytest.mark.parametrize(
+    ("value", "replaced"),
+    [
+        (None, ()),
+        ("", ()),
+        ("one,5", (("one", 5),)),
+        ("one,5;two,7", (("one", 5), ("two", 7))),
+        ("one;two,x;three,;,5;four,²;five,-1;six,9", (("six", 9),)),
+        (f"one,{10**20};two,7", (("two", 7),)),
+    ],
+)
+def test_whom_a_value_of_replaces_names(value: str | None, replaced: tuple[tuple[str, int], ...]) -> None:
+    assert tuple(tuple(one) for one in replaced_in(value)) == replaced
+
+
+def test_the_list_of_the_replaced_is_bounded_and_the_newest_are_kept() -> None:
+    ids = [Replaced(f"6f9619ff-8b86-4d01-b42d-{n:012}", 1_700_000_000 + n) for n in range(60)]
+    value = replaces_value(ids)
+    assert value is not None
+    kept = replaced_in(value)
+    assert kept == tuple(ids[: len(kept)])
+    assert len(kept) >= 20
+    assert len(value) <= REPLACES_BYTES_MAX
+    assert replaces_value([]) is None
+    assert replaces_value([Replaced("one", 5), Replaced("two", 6), Replaced("one", 9)]) == "one,9;two,6"
+    long = "x" * 2000
+    assert replaces_value([Replaced(long, 1), Replaced("two", 6)]) == f"{long},1", "the first is always named"
 
 
 def test_a_live_node_is_not_replaced_before_it_is_dead() -> None:

@@ -189,6 +189,52 @@ def test_a_restart_goes_on_saying_whom_this_node_replaces() -> None:
     assert run(cluster, shadow(D, host_id="another", replace=D)).replaces != claim
 
 
+def replaced_twice() -> tuple[Cluster, str]:
+    """``C`` was replaced by ``D``; what ``D`` says."""
+    cluster = running()
+    generation = cluster.engines.pop(C).generation
+    cluster.run(40)
+    statement = f"host-{C},{generation}"
+    cluster.add(D, values={"REPLACES": statement})
+    cluster.run(8)
+    return cluster, statement
+
+
+@pytest.mark.parametrize("endpoint", ["10.0.0.9:7000", D])
+def test_who_replaces_a_replacer_states_the_whole_chain(endpoint: str) -> None:
+    cluster, statement = replaced_twice()
+    generation = cluster.engines.pop(D).generation
+    cluster.run(40)
+    verdict = run(cluster, shadow(endpoint, host_id="third", replace=f"host-{D}"))
+    assert verdict.replaces == f"host-{D},{generation};{statement}"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "host_id"), [(D, f"host-{D}"), ("10.0.0.9:7000", f"host-{D}")], ids=["there", "elsewhere"]
+)
+def test_a_replacer_that_comes_back_says_it_again(endpoint: str, host_id: str) -> None:
+    cluster, statement = replaced_twice()
+    del cluster.engines[D]
+    cluster.run(40)
+    assert run(cluster, shadow(endpoint, host_id=host_id)).replaces == statement
+
+
+def test_who_takes_the_address_of_a_replacer_that_has_left_goes_on_saying_it() -> None:
+    cluster, statement = replaced_twice()
+    cluster.do(D, LeaveRequested())
+    del cluster.engines[D]
+    assert run(cluster, shadow(D, host_id="another")).replaces == statement
+
+
+def test_a_failed_replacement_is_not_passed_on() -> None:
+    cluster = running()
+    cluster.add(D, values={"STATUS": "BOOT_REPLACE,x", "REPLACES": "x,5"})
+    cluster.run(8)
+    del cluster.engines[D]
+    cluster.run(40)
+    assert run(cluster, shadow(D)).replaces is None
+
+
 def test_a_replacement_that_is_done_does_not_stop_a_restart() -> None:
     cluster = running()
     with pytest.raises(JoinError, match="does not know it"):

@@ -6,6 +6,7 @@ are taken from several versions. Observers get those messages in any order, with
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +16,11 @@ from hypothesis import strategies as st
 
 from gossiper.core.digest import endpoint_state
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
-from gossiper.core.lifecycle import left_value
+from gossiper.core.lifecycle import left_value, removed_value
 from gossiper.core.messages import EndpointState, VersionedValue
 from gossiper.core.state import ClusterState, implausible
 from gossiper.core.table import LivenessCode
-from gossiper.core.versions import Now, version_of
+from gossiper.core.versions import Now, tick_of, version_of
 from gossiper.events import (
     EndpointAlive,
     EndpointDead,
@@ -336,6 +337,54 @@ def test_shutdown_is_dead_at_once_and_fenced_by_the_generation() -> None:
     state.take_events()
     assert state.apply([last_words], NOW, OBSERVER) == 0, "a late announcement of the older incarnation"
     assert state.view(row).alive
+
+
+def check_within_tick(state: ClusterState) -> None:
+    """Peers refuse whoever says that a version is later than the heartbeat."""
+    row = state.table.row(OWNER)
+    if row is not None:
+        newest = max((value.version for value in state.table.states[row].values()), default=0)
+        assert tick_of(max(newest, int(state.table.states_version[row]))) <= int(state.table.heartbeat[row])
+
+
+@pytest.mark.parametrize("last_word", [left_value(WALL), "shutdown,true", removed_value("host", WALL)])
+def test_what_is_said_after_the_last_word_is_refused_whole(last_word: str) -> None:
+    owner = Owner()
+    state, _ = alive_observer(owner)
+    owner.publish({"STATUS": last_word})
+    state.apply([owner.delta(0)], NOW, OWNER)
+    before = contents(state)
+    owner.publish({"late": "value"})
+    for late in (owner.delta(owner.versions()[-2]), owner.delta(0), replace(owner.delta(0), values=())):
+        state.refused.clear()
+        assert state.apply([late], NOW, OWNER) == 0
+        assert state.refused == {"after_last_words": 1}
+        assert contents(state) == before
+        check_within_tick(state)
+
+
+def test_no_order_of_last_and_later_words_leaves_a_version_ahead_of_the_heartbeat() -> None:
+    owner = Owner()
+    owner.publish({"STATUS": left_value(WALL)})
+    owner.publish({"late": "value"})
+    owner.publish({"late": None, "later": "value"})
+    ends = owner.versions()
+    parts = [
+        replace(
+            owner.delta(start),
+            heartbeat=tick_of(end),
+            states_version=end,
+            values=tuple((k, v) for k, v in owner.at[owner.generation, end].items() if v.version > start),
+        )
+        for start, end in itertools.pairwise(ends)
+    ]
+    parts += [replace(owner.delta(0), heartbeat=10**4, values=(), states_version=0)]
+    whole = Owner().delta(0)
+    for order in itertools.permutations([whole, *parts]):
+        state = observer()
+        for part in order:
+            state.apply([part], NOW, OWNER)
+            check_within_tick(state)
 
 
 def test_restart_into_a_stopped_state_tells_that_the_old_one_is_dead() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +202,59 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())
 """
+
+
+# A worker imports this anew: each interrupts itself while it starts, as Ctrl-C in a terminal does to all of them.
+STARTING = """
+import os, signal, sys
+if __name__ == "__mp_main__":
+    os.kill(os.getpid(), signal.SIGINT)
+from gossiper.simulation import SimulationOptions
+from gossiper.simulation.pool import run_all
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    seeds = []
+    todo = [SimulationOptions(seed=seed, nodes=3, duration_seconds=2.0) for seed in range(6)]
+    assert run_all(todo, jobs=2, finished=lambda result: seeds.append(result["seed"]))
+    assert sorted(seeds) == [0, 1, 2, 3, 4, 5], seeds
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, []), "blocked for good"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+
+
+@pytest.mark.process
+def test_an_interrupt_while_the_workers_start_does_not_break_them(tmp_path: Path) -> None:
+    script = tmp_path / "starting.py"
+    script.write_text(STARTING)
+    root = Path(__file__).resolve().parent.parent
+    result = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_of_the_parent_while_the_workers_start_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits until they have been started, and ends the run then."""
+    submit = ProcessPoolExecutor.submit
+    submitted: list[object] = []
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        submitted.append(arguments)
+        signal.raise_signal(signal.SIGINT)
+        return submit(*arguments, **named)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
+    todo = [SimulationOptions(seed=seed, nodes=3, duration_seconds=2.0) for seed in range(50)]
+    finished: list[dict[str, Any]] = []
+    assert not run_all(todo, jobs=2, finished=finished.append)
+    assert len(finished) <= len(submitted) < len(todo)
 
 
 def wait_for_lines(file: Path, lines: int, deadline_seconds: float = 40.0) -> None:

@@ -44,7 +44,7 @@ from gossiper.core.io import (
     Stop,
     Warn,
 )
-from gossiper.core.lifecycle import INITIAL_STATUSES, SILENT_STATUSES, Status, left_value, status_of
+from gossiper.core.lifecycle import INITIAL_STATUSES, JOINED_STATUSES, SILENT_STATUSES, Status, left_value, status_of
 from gossiper.core.local import LocalEndpoint, Publish
 from gossiper.core.messages import (
     EchoReply,
@@ -180,7 +180,8 @@ class GossipEngine:
         Raises:
             PeerProtocolError: a RequestReceived is refused; nothing has changed.
             PublishError: the values of a Publish are not acceptable; nothing has changed.
-            LifecycleError: an operation that is not possible now; nothing has changed.
+            LifecycleError: an operation that is not possible now, or a Publish of a node that has left; nothing has
+                changed.
             NotRunningError: an operation on a node that has stopped.
         """
         self.state.now = now
@@ -247,7 +248,7 @@ class GossipEngine:
                 self.local.publish_managed({ApplicationState.HEALTH: health})
                 return []
             case LeaveRequested():
-                effects: list[Effect] = [*self.local.change_status(left_value(now.wall), {})]
+                effects: list[Effect] = [*self.local.change_status(left_value(now.wall), self._taken_back())]
                 return effects + self._announce()
             case ShutdownRequested():
                 return self._shutdown()
@@ -418,6 +419,11 @@ class GossipEngine:
         effects: list[Effect] = [*self.local.change_status(f"{Status.SHUTDOWN},true", {})]
         self.stopped = True
         return effects + self._announce()
+
+    def _taken_back(self) -> dict[str, str | None]:
+        """Who gives up joining has replaced nobody."""
+        gives_up = self.local.status not in JOINED_STATUSES and ApplicationState.REPLACES in self.local.values()
+        return {ApplicationState.REPLACES: None} if gives_up else {}
 
     def _announce(self) -> list[Effect]:
         # The whole state: soon nobody can ask this node for what a delta would leave out.

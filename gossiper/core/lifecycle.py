@@ -72,6 +72,11 @@ STOPPED_STATUSES: Final = frozenset({Status.REMOVING, Status.REMOVED, Status.LEF
 SILENT_STATUSES: Final = DEAD_STATUSES | {Status.BOOT, Status.BOOT_REPLACE, Status.NONE}
 #: No member of the cluster for good: forgotten once the time in the value has passed.
 GONE_STATUSES: Final = frozenset({Status.LEFT, Status.REMOVED})
+#: Said by, or of, who was a member: that it replaced somebody has come true. Who gives up joining and says LEFT takes
+#: back that it replaces anybody.
+JOINED_STATUSES: Final = frozenset(
+    {Status.NORMAL, Status.LEAVING, Status.LEFT, Status.SHUTDOWN, Status.REMOVING, Status.REMOVED}
+)
 #: Not (yet) a member: forgotten after some silence (Cassandra's fat clients and failed bootstraps).
 GUEST_STATUSES: Final = frozenset({Status.NONE, Status.BOOT, Status.BOOT_REPLACE})
 

@@ -2,6 +2,9 @@
 
 One publish call takes one version for all its keys. A tick has sixteen; the calls beyond wait for the next tick and
 are merged. Values with an expiry are deleted by a tombstone when their time is over.
+
+A STATUS of ``STOPPED_STATUSES`` is the last version of a generation: peers take no heartbeat after it, so that a later
+value would lie ahead of the time that they know. What waits is published before it, and nothing is after it.
 """
 
 from __future__ import annotations
@@ -70,6 +73,11 @@ class LocalEndpoint:
         """The status of this node."""
         return self._state.view(self._state.local_row).status
 
+    @property
+    def has_stopped(self) -> bool:
+        """Whether its STATUS is the last word of this generation."""
+        return bool(self._state.table.stopped[self._state.local_row])
+
     def resume(self, generation: int, changes: Mapping[str, str | None], now: Now) -> None:
         """Begin a persisted generation with what is published now, changed so; expiries stay what they are."""
         states = self._state.view(self._state.local_row).states
@@ -102,6 +110,9 @@ class LocalEndpoint:
     def tick(self, now: Now) -> list[Published]:
         """One more heartbeat; what waited for it is published, what expired is deleted, old tombstones go."""
         self._state.tick(now.monotonic - self._origin)
+        if self.has_stopped:
+            # What expires counts as absent everywhere without a tombstone.
+            return []
         published = self._flush()
         expired = self._state.expired_local_keys(now)
         version = self.next_version()
@@ -115,7 +126,9 @@ class LocalEndpoint:
 
         Raises:
             PublishError: a value is not acceptable; nothing was published.
+            LifecycleError: this node has said its last word in this generation.
         """
+        self._refuse_after_last_words()
         states = self._state.table.states[self._state.local_row]
         # Tombstones are values too: they count in the limits that peers enforce.
         present: dict[str, str | None] = {key: None if v.deleted else v.value for key, v in states.items()}
@@ -143,13 +156,23 @@ class LocalEndpoint:
         return published
 
     def publish_managed(self, values: Mapping[str, str | None]) -> None:
-        """Publish values of this library at once, beginning a new tick where this one has no version left."""
+        """Publish values of this library at once, beginning a new tick where this one has no version left.
+
+        Raises:
+            PublishError: a value is not acceptable; nothing was published.
+            LifecycleError: this node has said its last word in this generation.
+        """
+        self._refuse_after_last_words()
         check_values(values, self.values(), managed=True)
         version = self.next_version()
         if version is None:
             self._state.tick(0.0)
             version = version_of(self.heartbeat, 0)
         self._state.publish(values, version)
+
+    def _refuse_after_last_words(self) -> None:
+        if self.has_stopped:
+            raise LifecycleError(f"this node is {self.status} and publishes nothing more; publish before it leaves")
 
     def next_version(self) -> int | None:
         """The next version of the current tick; None when all its counters are used."""

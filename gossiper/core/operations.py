@@ -11,7 +11,7 @@ import zlib
 from typing import Final
 
 from gossiper.core.application_states import ApplicationState
-from gossiper.core.lifecycle import GONE_STATUSES, left_value, removed_value
+from gossiper.core.lifecycle import GONE_STATUSES, JOINED_STATUSES, left_value, removed_value
 from gossiper.core.messages import EndpointState, VersionedValue
 from gossiper.core.state import ClusterState
 from gossiper.core.table import LivenessCode
@@ -111,15 +111,32 @@ def _verdict(state: ClusterState, row: int, status: str, host_id: str | None, re
     generation = (int(table.generation[row]) if saved is None else saved.generation) + REMOVAL_STEP
     if generation > state.now.wall + GENERATION_AHEAD_SECONDS_MAX - VERDICT_TICK * VERDICT_INTERVAL_MS / 1000:
         raise LifecycleError("its generation lies too far in the future for a greater one to be accepted")
-    return _fabricated(table.endpoint(row), generation, status=status, host_id=host_id, removed_by=removed_by)
+    # Whom it has replaced stays replaced; a failed joining has replaced nobody.
+    view = state.view(row)
+    replaces = view.get(ApplicationState.REPLACES) if view.status in JOINED_STATUSES else None
+    return _fabricated(
+        table.endpoint(row), generation, status=status, host_id=host_id, removed_by=removed_by, replaces=replaces
+    )
 
 
-def _fabricated(endpoint: str, generation: int, *, status: str, host_id: str | None, removed_by: str) -> EndpointState:
-    # Of two verdicts in one generation the greater version wins, whole: ``gc_version`` says that nothing older is left.
-    version = 1 + zlib.crc32(f"{status} {removed_by}".encode()) % (VERDICT_TICK << COUNTER_BITS)
+def _fabricated(
+    endpoint: str,
+    generation: int,
+    *,
+    status: str,
+    host_id: str | None,
+    removed_by: str,
+    replaces: str | None = None,
+) -> EndpointState:
+    content = f"{status} {removed_by}"
     values = {ApplicationState.STATUS: status, ApplicationState.REMOVED_BY: removed_by}
     if host_id is not None:
         values[ApplicationState.HOST_ID] = host_id
+    if replaces is not None:
+        values[ApplicationState.REPLACES] = replaces
+        content += f" {replaces}"
+    # Of two verdicts in one generation the greater version wins, whole: ``gc_version`` says that nothing older is left.
+    version = 1 + zlib.crc32(content.encode()) % (VERDICT_TICK << COUNTER_BITS)
     return EndpointState(
         endpoint=endpoint,
         generation=generation,

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from gossiper.core.application_states import ApplicationState
-from gossiper.core.lifecycle import GONE_STATUSES, STOPPED_STATUSES, Status, status_of
+from gossiper.core.lifecycle import GONE_STATUSES, JOINED_STATUSES, STOPPED_STATUSES, Status, status_of
 from gossiper.core.messages import DigestColumns, EndpointState, GossipDigestAck, GossipDigestSyn, Sender
+from gossiper.core.replacements import Replaced, replaced_in, replaces_value
 from gossiper.core.saved import REMEMBERED_HEARTBEAT
 from gossiper.core.versions import Now
 from gossiper.errors import JoinError
@@ -67,7 +68,7 @@ class Verdict:
     host_id: str
     """Its own, or at the same address the one of the node that it replaces."""
     replaces: str | None
-    """Value of REPLACES: host id and generation of the replaced node; None when nobody is."""
+    """Value of REPLACES: host id and generation of the replaced node, and whom others said before; None: nobody."""
     alone: bool
     """Nobody answered, and this is a seed: it begins a cluster."""
     peers: tuple[str, ...]
@@ -381,19 +382,36 @@ class ShadowRound:
     def _go(self, own: _Known | None, *, alone: bool = False, replaces: _Known | None = None) -> Verdict:
         config = self.config
         past = [known for known in (own, self._saved.get(config.endpoint)) if known is not None]
-        claim = None if replaces is None else f"{replaces.host_id},{replaces.state.generation}"
-        if claim is None and own is not None and own.host_id == config.host_id:
-            # Said again in each generation: the one before may have ended when only some had heard of it.
-            claim = own.values.get(ApplicationState.REPLACES)
         return Verdict(
             own_generation_seen=max((known.state.generation for known in past), default=0),
             host_id=config.host_id,
-            replaces=claim,
+            replaces=self._statement(replaces),
             alone=alone,
             peers=tuple(endpoint for endpoint in sorted(self._known) if endpoint != config.endpoint),
             clock_ahead_seconds=self._clock_ahead_seconds(),
             clock_warning=self._clock_warning(),
         )
+
+    def _statement(self, victim: _Known | None) -> str | None:
+        """Whom this node replaces, and whom those have replaced whose words its own will supersede.
+
+        They are the victim, and who had its endpoint or its host id before: this node itself, at most times.
+        """
+        config = self.config
+        superseded = [
+            known
+            for endpoint, known in sorted(self._known.items())
+            if known is not victim and (endpoint == config.endpoint or known.host_id == config.host_id)
+        ]
+        superseded.sort(key=lambda known: known.state.generation, reverse=True)
+        replaced: list[Replaced] = []
+        if victim is not None:
+            replaced.append(Replaced(victim.host_id or "", victim.state.generation))
+            superseded.insert(0, victim)
+        for known in superseded:
+            if known.status in JOINED_STATUSES:
+                replaced += replaced_in(known.values.get(ApplicationState.REPLACES))
+        return replaces_value(one for one in replaced if one.host_id != config.host_id)
 
 
 def _duration(seconds: float) -> str:

@@ -18,7 +18,9 @@ Invariants, which hold before and after every method:
    stopped), DOWN -> ALIVE (ECHO answered), any -> UNKNOWN (greater generation); ``lifecycle.LIVENESS_TRANSITIONS`` is
    the whole table. Events tell it after it is complete.
 9. What is implausible (a generation more than a day ahead of the local wall clock, a heartbeat that would have needed
-   more time than has passed) changes nothing and is counted by reason.
+   more time than has passed) changes nothing and is counted by reason. No version of an endpoint lies beyond the tick
+   of its heartbeat: whoever said so would be refused by all. So what a stopped generation, whose heartbeat stays (6),
+   says beyond it is refused whole.
 
 10. A host id belongs to one endpoint: of two, the one with the greater (generation, endpoint) stays, everywhere alike.
 11. Who is gone for good is forgotten at the one absolute time that its STATUS names; what was forgotten or replaced
@@ -45,6 +47,7 @@ from gossiper.core.lifecycle import (
     GONE_EXPIRE_SECONDS,
     GONE_STATUSES,
     GUEST_STATUSES,
+    JOINED_STATUSES,
     STOPPED_STATUSES,
     Status,
     expire_ms_of,
@@ -52,9 +55,10 @@ from gossiper.core.lifecycle import (
 )
 from gossiper.core.messages import EndpointState, VersionedValue
 from gossiper.core.quarantine import FOR_EVER, Quarantine
+from gossiper.core.replacements import replaced_in
 from gossiper.core.saved import REMEMBERED_HEARTBEAT, KnownPeer, SavedPeers
 from gossiper.core.table import NO_EXPIRY, NO_PATH, EndpointTable, LivenessCode, Rows
-from gossiper.core.versions import Now, next_tick
+from gossiper.core.versions import Now, next_tick, tick_of
 from gossiper.events import (
     EndpointAlive,
     EndpointDead,
@@ -288,6 +292,9 @@ class ClusterState:
     def _merge(self, row: int, state: EndpointState, now: Now, path: int) -> bool:
         """Newer heartbeat and newer values of the current generation."""
         table = self.table
+        if table.stopped[row] and _latest_tick(state) > int(table.heartbeat[row]):
+            self.refused["after_last_words"] += 1
+            return False
         if state.heartbeat > int(table.heartbeat[row]) and not table.stopped[row]:
             evidence.of_one(table, self.detector, row, state.heartbeat, now=now, path=path)
         old_states = table.states[row]
@@ -383,19 +390,20 @@ class ClusterState:
                 self._settle_replacement(self.view(row))
 
     def _settle_replacement(self, view: EndpointView) -> None:
-        """``view`` may say that it replaces a dead node; once it is NORMAL, that one is forgotten."""
-        host_id, _, generation = (view.get(ApplicationState.REPLACES) or "").partition(",")
-        if host_id and generation.isdigit() and view.status == Status.NORMAL:
-            self._forget_saved(host_id, int(generation))
-        victim = self._host_ids.get(host_id) if host_id and view.status == Status.NORMAL else None
-        victim_row = None if victim is None or victim == view.endpoint else self.table.row(victim)
-        new_row = self.table.row(view.endpoint)
-        if victim_row is None or new_row is None or victim_row == self.local_row:
+        """``view`` may say that it replaces dead nodes; once it has joined they are forgotten, also when it is gone."""
+        if view.status not in JOINED_STATUSES:
             return
-        # Of its own victim this node made sure in its shadow round.
-        is_dead = self.table.liveness[victim_row] == _DOWN or new_row == self.local_row
-        if is_dead and generation.isdigit() and int(self.table.generation[victim_row]) <= int(generation):
-            self._replace(victim_row, new_row)
+        for host_id, generation in replaced_in(view.get(ApplicationState.REPLACES)):
+            self._forget_saved(host_id, generation)
+            victim = self._host_ids.get(host_id)
+            victim_row = None if victim is None or victim == view.endpoint else self.table.row(victim)
+            new_row = self.table.row(view.endpoint)
+            if victim_row is None or new_row is None or victim_row == self.local_row:
+                continue
+            # Of its own victim this node made sure in its shadow round.
+            is_dead = self.table.liveness[victim_row] == _DOWN or new_row == self.local_row
+            if is_dead and int(self.table.generation[victim_row]) <= generation:
+                self._replace(victim_row, new_row)
 
     def _replace(self, loser: int, winner: int) -> None:
         old, new = self.view(loser), self.view(winner)
@@ -647,6 +655,11 @@ def implausible(state: EndpointState, now: Now) -> str | None:
     if state.heartbeat * state.interval_ms / 1000 > GENERATION_AHEAD_SECONDS_MAX - ahead:
         return "invalid_heartbeat"
     return None
+
+
+def _latest_tick(state: EndpointState) -> int:
+    """The tick of the newest version that a state names."""
+    return tick_of(max(state.states_version, state.gc_version, *(value.version for _, value in state.values), 0))
 
 
 def _began_ms(state: EndpointState, now: Now) -> int:

@@ -32,7 +32,7 @@ from gossiper.core.lifecycle import STOPPED_STATUSES, status_of
 from gossiper.core.local import Published
 from gossiper.core.messages import EchoReply, VersionedValue
 from gossiper.core.table import EndpointTable, LivenessCode
-from gossiper.core.versions import Now
+from gossiper.core.versions import Now, tick_of
 from gossiper.events import (
     EndpointAlive,
     EndpointDead,
@@ -389,6 +389,7 @@ class Observer:
                 "version_invented", f"{where}: states_version {states_version}, its owner is at {truth.states_version}"
             )
         held, before = table.states[row], self._states[row]
+        self._check_within_tick(row, held, where)
         if len(held) > STATES_PER_ENDPOINT_MAX or len(table) > ENDPOINTS_MAX:
             raise InvariantViolation("limit_exceeded", f"{where}: {len(held)} values, {len(table)} endpoints")
         looked_at: set[str] = set(truth.written_between(known_version, states_version))
@@ -412,6 +413,14 @@ class Observer:
                 )
             if mine is None and key in before and latest is None:
                 raise InvariantViolation("value_vanished", f"{where}: {key} was {_said(before[key])}")
+
+    def _check_within_tick(self, row: int, held: Mapping[str, VersionedValue], where: str) -> None:
+        """Whoever says that a version is later than its heartbeat is refused by everybody."""
+        table, heartbeat = self._table, int(self._table.heartbeat[row])
+        watermarks = int(table.states_version[row]), int(table.gc_version[row])
+        newest = max(*watermarks, *(value.version for value in held.values()))
+        if tick_of(newest) > heartbeat:
+            raise InvariantViolation("version_ahead_of_tick", f"{where}: version {newest} at heartbeat {heartbeat}")
 
     def _check_value(
         self, key: str, value: VersionedValue, old: VersionedValue | None, truth: GenerationTruth, where: str

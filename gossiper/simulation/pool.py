@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -102,8 +103,9 @@ def _run_spawned(todo: Sequence[SimulationOptions], jobs: int, finished: Finishe
     with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context, initializer=_ignore_interrupts) as pool:
 
         def submit(count: int) -> None:
-            for _, options in zip(range(count), waiting, strict=False):
-                running.add(pool.submit(_run_to_json, options))
+            with _interrupts_wait():
+                for _, options in zip(range(count), waiting, strict=False):
+                    running.add(pool.submit(_run_to_json, options))
 
         submit(_AHEAD * jobs)
         while running:
@@ -119,6 +121,21 @@ def _run_spawned(todo: Sequence[SimulationOptions], jobs: int, finished: Finishe
                 stopping = True
                 running = {future for future in running if not future.cancel()}
     return not interrupts.noticed
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Around what may start a worker, which inherits it: Ctrl-C would end one that has not come to ignoring it yet.
+
+    Blocked, not ignored: the parent hears of it afterwards.
+    """
+    # Starting the tracker of shared semaphores, which the first worker would do otherwise, unblocks interrupts.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ignore_interrupts() -> None:

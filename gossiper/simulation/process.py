@@ -373,7 +373,7 @@ class Process:
         self.published[self._ticket] = event
         try:
             self.do(event)
-        except PublishError as error:
+        except (LifecycleError, PublishError) as error:
             raise InvariantViolation("publish_refused", f"{self.endpoint}: {error}") from error
 
     def shut_down(self) -> None:

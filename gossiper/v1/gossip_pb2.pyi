@@ -402,6 +402,9 @@ class EndpointState(_message.Message):
     interval_ms: _builtins.int
     """The length of one tick; fixed for a generation."""
     heartbeat: _builtins.int
+    """At least 1. 0: not told by the endpoint, only remembered from the disk of an earlier run; in answers to a shadow round
+    (a sender of generation 0) alone, and refused wherever states are applied.
+    """
     from_version: _builtins.int
     """`values` holds every value with a version in (from_version, states_version] that was not overwritten since.
     A receiver whose own states_version is at least from_version advances to states_version; any other applies the
