@@ -274,9 +274,9 @@ class Chaos:
         for result in await asyncio.gather(*calls, return_exceptions=True):
             self.outcome.published += isinstance(result, int)
             own = g.member(g.endpoint)
-            may_refuse = own is not None and own.status == "LEFT"
-            expected = int | NotRunningError | asyncio.CancelledError
-            assert isinstance(result, expected) or (may_refuse and isinstance(result, LifecycleError)), repr(result)
+            has_left = own is not None and own.status == "LEFT"
+            refusal = LifecycleError if has_left else NotRunningError
+            assert isinstance(result, int | NotRunningError | refusal | asyncio.CancelledError), repr(result)
         return sequence
 
     # -- faults ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from gossiper.core import state as core_state
 from gossiper.core.engine import PERSIST_RETRY_INTERVALS, EngineConfig, GossipEngine
 from gossiper.core.io import (
     EnableRequested,
@@ -18,7 +19,7 @@ from gossiper.core.io import (
     ShutdownRequested,
     Warn,
 )
-from gossiper.core.local import Publish
+from gossiper.core.local import LocalEndpoint, Publish
 from gossiper.core.messages import (
     DigestColumns,
     EndpointState,
@@ -30,6 +31,7 @@ from gossiper.core.messages import (
 )
 from gossiper.core.operations import assassination, removal
 from gossiper.core.versions import Now, next_generation, version_of
+from gossiper.simulation import SimulationOptions, run_seed
 
 NOW = Now(100.0, 1_700_000_100.0)
 GENERATION = 1_700_000_000
@@ -181,3 +183,22 @@ def test_a_removal_of_an_older_incarnation_does_not_touch_the_present_one() -> N
     present = whole(VICTIM, next_generation(GENERATION, NOW.wall), VICTIM_HOST_ID)
     assert after(present, removed) == after(removed, present)
     assert after(removed, present)[0] == present.generation
+
+
+LEAVING = SimulationOptions(seed=1, nodes=6, duration_seconds=45.0, pair="leave-pause")
+
+
+def test_who_publishes_while_it_leaves_is_found_by_the_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run_seed(LEAVING).violation is None
+    monkeypatch.setattr(LocalEndpoint, "_refuse_after_last_words", lambda _: None)
+    violation = run_seed(LEAVING).violation
+    assert violation is not None
+    assert (violation.invariant, "after_last_words" in violation.detail) == ("honest_entry_refused", True)
+
+
+def test_a_version_ahead_of_the_heartbeat_is_found_in_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalEndpoint, "_refuse_after_last_words", lambda _: None)
+    monkeypatch.setattr(core_state, "_latest_tick", lambda _: 0)
+    violation = run_seed(LEAVING).violation
+    assert violation is not None
+    assert violation.invariant == "version_ahead_of_tick"

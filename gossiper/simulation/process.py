@@ -82,6 +82,8 @@ class Process:
         self.endpoint = machine.endpoint
         self.alive = True
         self.stopping = False
+        self._leaving = False
+        """Stopping, but gossip goes on until its peers have had time to hear that it leaves."""
         self.paused = False
         self.slow_seconds = 0.0
         self._loop = cluster.loop
@@ -290,7 +292,7 @@ class Process:
         self._loop.at(self._due + self._rng.uniform(0.0, 0.005), self._run, self._round)
 
     def _round(self) -> None:
-        if self.stopping:
+        if self.stopping and not self._leaving:
             return
         # After a pause one round is run, not all that were missed.
         self._due = max(self._due + INTERVAL_MS / 1000, self._loop.now)
@@ -392,7 +394,17 @@ class Process:
             return
         if self.operate(event):
             self.stopping = True
+            self._leaving = isinstance(event, LeaveRequested)
+            if self._leaving:
+                self._loop.after(SHUTDOWN_GRACE_SECONDS / 2, self._run, self._publish_late)
             self._loop.after(SHUTDOWN_GRACE_SECONDS, self._run, self._leave_behind)
+
+    def _publish_late(self) -> None:
+        """The application has not noticed that the node leaves: it is refused, and nobody hears of it."""
+        self._ticket += 1
+        event = self.published[self._ticket] = Publish({"late": "value"}, self._ticket)
+        if not self.operate(event):
+            del self.published[self._ticket]
 
     def _leave_behind(self) -> None:
         # Leaving is followed by an ordinary stop, which is silent then.
