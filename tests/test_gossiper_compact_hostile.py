@@ -439,9 +439,31 @@ def test_an_answer_after_rows_were_reused_touches_nobody_else(form: str) -> None
     assert told(one)[newcomer.endpoint] == (newcomer.generation, 990, 16, dict(newcomer.values))
     for message in result.messages:
         if isinstance(message, GossipDigestAck2):
+            assert form != "request" or newcomer.endpoint not in {one.endpoint for one in message.states}
             for told_state in message.states:
                 if told_state.endpoint == newcomer.endpoint:
                     assert told_state.values == tuple(sorted(newcomer.values))
+
+
+@pytest.mark.parametrize("age_seconds", [3, 100])
+def test_an_answer_after_a_restart_says_nothing_of_the_new_generation(age_seconds: int) -> None:
+    one, other = pair(SIZE)
+    tell(other, [state(7, heartbeat=1005)])
+    tell(one, [state(8, values=[("x", "1")], tick=999)])
+    new = [restarted(state(number), age_seconds=age_seconds) for number in (7, 8)]
+
+    def restart(ack: GossipDigestAck) -> GossipDigestAck:
+        tell(one, new)
+        return ack
+
+    result = exchange(one, other, between=restart)
+    for number, begun in zip((7, 8), new, strict=True):
+        assert told(one)[name(number)][:2] == (begun.generation, begun.heartbeat)
+    (sent,) = [message for message in result.messages if isinstance(message, GossipDigestAck2)]
+    # It had asked for what is newer than a version of the generation before: it gets the whole of the new one.
+    assert [(whole.endpoint, whole.generation, whole.from_version) for whole in sent.states] == [
+        (name(8), new[1].generation, 0)
+    ]
 
 
 @settings(max_examples=40, deadline=None)
