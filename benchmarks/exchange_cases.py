@@ -15,7 +15,7 @@ from benchmarks.exchange_parts import compressed_bytes
 from benchmarks.virtual_cluster import Exchange, Member, VirtualCluster
 from gossiper.core.digest import endpoint_states, examine, heartbeat_digests, requested_states
 from gossiper.core.local import Publish
-from gossiper.core.messages import GossipDigestAck, GossipDigestAck2, GossipDigestSyn, Sender
+from gossiper.core.messages import DigestColumns, GossipDigestAck, GossipDigestAck2, GossipDigestSyn, Sender
 from gossiper.wire import codec
 
 CASES: Final = ("joins", "rolling-restart", "state-change")
@@ -48,7 +48,7 @@ class Scales:
     def _syn(self, caller: Member, target: Member, exchange: Exchange) -> None:
         self._seen += 1
         if self._seen % self._sampled_of == 0:
-            exchange.plain = plain_messages(self._cluster, caller, target)
+            exchange.plain = plain_messages(self._cluster, caller, target, exchange.digests)
 
     def _done(self, exchange: Exchange) -> None:
         self.kinds[exchange.kind] += 1
@@ -57,12 +57,17 @@ class Scales:
             self.sampled.append(exchange)
 
 
-def plain_messages(cluster: VirtualCluster, caller: Member, target: Member) -> list[tuple[str, bytes]]:
-    """What the plain form would send between two nodes as they are; nothing changes by it."""
+def plain_messages(
+    cluster: VirtualCluster, caller: Member, target: Member, known: DigestColumns | None = None
+) -> list[tuple[str, bytes]]:
+    """What the plain form would send between two nodes as they are; nothing changes by it.
+
+    ``known``: the digests of the caller when it began; a newcomer asks several at once, and learns all from the first.
+    """
     mine, theirs = caller.engine.state, target.engine.state
     now = cluster.now(target)
     as_of_ms = round(now.wall * 1000)
-    syn = GossipDigestSyn(_sender(caller), as_of_ms, mine.table.digests())
+    syn = GossipDigestSyn(_sender(caller), as_of_ms, mine.table.digests() if known is None else known)
     found = examine(theirs, syn.digests, now)
     states, deferred = endpoint_states(theirs, found.send_states)
     heartbeats = heartbeat_digests(theirs, found.send_heartbeats)

@@ -33,7 +33,7 @@ from gossiper.core.io import (
     SendFailed,
     ShutdownRequested,
 )
-from gossiper.core.messages import GossipDigestAck2, GossipDigestSyn, Reply, Request
+from gossiper.core.messages import DigestColumns, GossipDigestAck2, GossipDigestSyn, Reply, Request
 from gossiper.core.peers import PeerPolicy
 from gossiper.core.table import LivenessCode
 from gossiper.core.versions import Now
@@ -62,6 +62,8 @@ class Exchange:
     kind: str = ""
     """The label of ``gossiper_exchanges_total``; "" until the first ACK has arrived, two labels after falling back."""
     messages: list[tuple[str, bytes]] = field(default_factory=list)
+    digests: DigestColumns | None = None
+    """What the caller knew when it began, kept while somebody listens to ``on_syn``."""
     plain: list[tuple[str, bytes]] = field(default_factory=list)
     """What the plain form would have been between the same two states; empty when not looked at."""
 
@@ -215,6 +217,8 @@ class VirtualCluster:
     def _send(self, member: Member, peer: str, request: Request, exchange: Exchange | None) -> None:
         if exchange is None and isinstance(request, GossipDigestSyn):
             exchange = Exchange(self.loop.now, member.endpoint, peer)
+            if self.on_syn is not None:
+                exchange.digests = member.engine.state.table.digests()
         data = codec.encode(request)
         if exchange is not None:
             exchange.messages.append((codec.KINDS[type(request)], data))
