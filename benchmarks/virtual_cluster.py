@@ -35,6 +35,7 @@ from gossiper.core.io import (
 )
 from gossiper.core.messages import DigestColumns, GossipDigestAck2, GossipDigestSyn, Reply, Request
 from gossiper.core.peers import PeerPolicy
+from gossiper.core.rumours import FANOUT_DEFAULT
 from gossiper.core.table import LivenessCode
 from gossiper.core.versions import Now
 from gossiper.errors import PeerProtocolError
@@ -146,7 +147,6 @@ class VirtualCluster:
     def _add(self, number: int, age_seconds: float, known_peers: tuple[str, ...] = ()) -> Member:
         clock_seconds = self._rng.uniform(-CLOCK_SECONDS_MAX, CLOCK_SECONDS_MAX)
         now = Now(MONOTONIC + self.loop.now - age_seconds, WALL + self.loop.now + clock_seconds - age_seconds)
-        settings = {} if self._fanout is None else {"push_fanout": self._fanout}
         engine = GossipEngine(
             EngineConfig(
                 cluster_name=CLUSTER,
@@ -155,7 +155,7 @@ class VirtualCluster:
                 seeds=self._seeds,
                 known_peers=known_peers,
                 peer_policy=self._policy,
-                **settings,
+                push_fanout=FANOUT_DEFAULT if self._fanout is None else self._fanout,
             ),
             generation=int(now.wall),
             values=values(number),

@@ -64,8 +64,10 @@ class DigestExchange:
                 return GossipDigestSyn(self._sender(), as_of_ms, self._outside(roster), compact, exchange)
         return self._plain_syn(as_of_ms)
 
-    def _plain_syn(self, as_of_ms: int) -> GossipDigestSyn:
-        return GossipDigestSyn(self._sender(), as_of_ms, self._state.table.digests())
+    def _plain_syn(self, as_of_ms: int, exchange: Exchange | None = None) -> GossipDigestSyn:
+        """All digests; with ``exchange``, as a further attempt of it."""
+        kept = None if exchange is None else replace(exchange, attempt=exchange.attempt + 1)
+        return GossipDigestSyn(self._sender(), as_of_ms, self._state.table.digests(), exchange=kept)
 
     def _outside(self, roster: Roster) -> DigestColumns:
         table = self._state.table
@@ -177,7 +179,7 @@ class DigestExchange:
             return "compact", []
         if self._state.table.incarnations != exchange.incarnations:
             # Indices have lost their meaning.
-            return "states_buckets", [Send(peer, self._plain_syn(round(now.wall * 1000)))]
+            return "states_buckets", [Send(peer, self._plain_syn(round(now.wall * 1000), exchange))]
         buckets = len(answer.states_buckets)
         mine = states_hashes(self._state, exchange, compact, syn.as_of_ms, buckets)
         wanted = _unequal(mine, answer.states_buckets)
@@ -198,11 +200,11 @@ class DigestExchange:
         as_of_ms = syn.as_of_ms
         roster = roster_at(self._state.table, exchange.roster.cut_ms)
         if exchange.attempt > 1 or len(roster) < BUCKETS_ENTRIES_MIN:
-            return self._plain_syn(round(now.wall * 1000))
+            return self._plain_syn(round(now.wall * 1000), exchange)
         unequal = _unequal(roster.bucket_digests(len(theirs)), theirs)
         kept = roster.without(roster.mask(len(theirs), unequal))
         if not unequal or 2 * len(kept) < len(roster):
-            return self._plain_syn(round(now.wall * 1000))
+            return self._plain_syn(round(now.wall * 1000), exchange)
         compact, again = describe(self._state, kept, as_of_ms, exchange.attempt + 1)
         compact = replace(compact, buckets=len(theirs), plain_buckets=unequal)
         return GossipDigestSyn(self._sender(), as_of_ms, self._outside(kept), compact, again)

@@ -179,7 +179,7 @@ class ClusterState:
 
     def adopt_local_host_id(self) -> None:
         """From now on the local host id is the local endpoint's; others that claim it have to settle it."""
-        host_id = self._host_id_at(self.local_row)
+        host_id = self.host_id_at(self.local_row)
         if host_id is not None:
             self._host_ids[host_id] = self.endpoint
 
@@ -359,7 +359,7 @@ class ClusterState:
         row = self.table.row(endpoint)
         if row is None:
             return
-        host_id = self._host_id_at(row)
+        host_id = self.host_id_at(row)
         if host_id is not None:
             self._settle_host_id(host_id, endpoint)
         self._settle_replacements()
@@ -372,7 +372,7 @@ class ClusterState:
         if row is None:
             return
         self._forget_saved(host_id, int(self.table.generation[row]))
-        if rival is None or rival_row is None or self._host_id_at(rival_row) != host_id:
+        if rival is None or rival_row is None or self.host_id_at(rival_row) != host_id:
             self._host_ids[host_id] = endpoint
             return
         wins = (int(self.table.generation[row]), endpoint) > (int(self.table.generation[rival_row]), rival)
@@ -423,7 +423,7 @@ class ClusterState:
             self._drop(row)
 
     def _drop(self, row: int) -> None:
-        endpoint, host_id = self.table.endpoint(row), self._host_id_at(row)
+        endpoint, host_id = self.table.endpoint(row), self.host_id_at(row)
         self.saved.drop(endpoint)
         if host_id is not None and self._host_ids.get(host_id) == endpoint:
             del self._host_ids[host_id]
@@ -431,7 +431,8 @@ class ClusterState:
         self.detector.reset(_one(row))
         self.table.remove(endpoint)
 
-    def _host_id_at(self, row: int) -> str | None:
+    def host_id_at(self, row: int) -> str | None:
+        """The host id of a row, None when it has said none."""
         value = self.table.states[row].get(ApplicationState.HOST_ID)
         return None if value is None or value.deleted else value.value
 

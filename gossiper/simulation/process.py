@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from gossiper.core.application_states import ApplicationState
@@ -232,12 +233,14 @@ class Process:
         # Only who is gone for good has a time to be forgotten.
         known = table.used & (table.generation > 0) & (table.expire_ms == NO_EXPIRY)
         known[state.local_row] = False
-        views = [state.view(row) for row in known.nonzero()[0].tolist()]
-        members = tuple(
-            KnownPeer(view.endpoint, view.host_id or "", "", "", view.generation, seen_now(wall_seconds))
-            for view in sorted(views, key=lambda view: view.endpoint)
-        )
-        self.machine.disk.known_peers = members + state.saved.fresh(wall_seconds)
+        seen = seen_now(wall_seconds)
+        rows = known.nonzero()[0]
+        members = [
+            KnownPeer(table.endpoint(row), state.host_id_at(row) or "", "", "", generation, seen)
+            for row, generation in zip(rows.tolist(), table.generation[rows].tolist(), strict=True)
+        ]
+        members.sort(key=attrgetter("endpoint"))
+        self.machine.disk.known_peers = (*members, *state.saved.fresh(wall_seconds))
 
     def now(self) -> Now:
         """Both clocks of its machine."""
