@@ -50,7 +50,7 @@ _NOTHING: Final = np.zeros(0, dtype=np.int64)
 _NO_SYMBOLS: Final = np.zeros(0, dtype=np.uint8)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class CompactExamination:
     """What a compact SYN means to the receiver, before anything is changed."""
 
@@ -67,7 +67,7 @@ class CompactExamination:
     """The states_version that the peer holds of the receiver's present generation; 0: not said."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Conclusion:
     """What a compact ACK means to the sender of the SYN."""
 

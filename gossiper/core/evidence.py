@@ -28,8 +28,13 @@ def limits(table: EndpointTable, rows: Rows, now: Now) -> NDArray[np.float64]:
 
 
 def possible(table: EndpointTable, rows: Rows, heartbeats: NDArray[np.int64], now: Now) -> NDArray[np.bool_]:
-    """Which of these heartbeats their rows can have reached."""
-    within: NDArray[np.bool_] = heartbeats <= limits(table, rows, now)
+    """Which of these heartbeats their rows can have reached: those within ``limits``, found without a division.
+
+    As floating-point numbers: what a peer says may be so great that a product of integers would wrap.
+    """
+    needed_ms = np.multiply(heartbeats, table.interval_ms[rows], dtype=np.float64)
+    age_ms = (now.wall + GENERATION_AHEAD_SECONDS_MAX) * 1000.0 - table.generation[rows] * 1000
+    within: NDArray[np.bool_] = needed_ms <= age_ms
     return within
 
 

@@ -104,7 +104,7 @@ class Roster:
         return _roster(self.cut_ms, self.rows[kept], self.content[kept])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Exchange:
     """What the sender of a compact SYN keeps until the ACK: indices mean nothing without it."""
 

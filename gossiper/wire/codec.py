@@ -90,20 +90,26 @@ def encode(message: Message) -> bytes:
         case GossipDigestSyn():
             # Fields of one message may be serialised one after the other, in the order of their numbers.
             wire = gossip_pb2.GossipDigestSyn(sender=_sender_out(message.sender), as_of_ms=message.as_of_ms)
-            data = wire.SerializeToString(deterministic=True) + digests_field(3, message.digests)
-            if message.compact is None:
-                return data
-            rest = gossip_pb2.GossipDigestSyn(compact=digests_out(message.compact, message.as_of_ms))
-            return data + rest.SerializeToString(deterministic=True)
+            data = b""
+            if len(message.digests):
+                data = wire.SerializeToString(deterministic=True) + digests_field(3, message.digests)
+                wire = gossip_pb2.GossipDigestSyn()
+            if message.compact is not None:
+                wire.compact.CopyFrom(digests_out(message.compact, message.as_of_ms))
+            return data + wire.SerializeToString(deterministic=True)
         case GossipDigestAck():
             wire = gossip_pb2.GossipDigestAck(sender=_sender_out(message.sender), as_of_ms=message.as_of_ms)
-            digests = digests_field(3, message.requests) + digests_field(4, message.heartbeats)
-            tail = gossip_pb2.GossipDigestAck(
-                states=map(_state_out, message.states),
-                deferred=message.deferred,
-                compact=None if message.compact is None else answer_out(message.compact),
-            )
-            return wire.SerializeToString(deterministic=True) + digests + tail.SerializeToString(deterministic=True)
+            data = b""
+            if len(message.requests) or len(message.heartbeats):
+                data = wire.SerializeToString(deterministic=True)
+                data += digests_field(3, message.requests) + digests_field(4, message.heartbeats)
+                wire = gossip_pb2.GossipDigestAck()
+            if message.states:
+                wire.states.extend(map(_state_out, message.states))
+            wire.deferred = message.deferred
+            if message.compact is not None:
+                wire.compact.CopyFrom(answer_out(message.compact))
+            return data + wire.SerializeToString(deterministic=True)
         case GossipDigestAck2():
             wire = gossip_pb2.GossipDigestAck2(
                 sender=_sender_out(message.sender), states=map(_state_out, message.states)
