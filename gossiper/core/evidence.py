@@ -59,7 +59,10 @@ def of_many(
     table.evidence_path[rows] = path
     if len((rows == path).nonzero()[0]):
         _direct(table, path, now)
-    table.echo_wanted[rows] = (table.liveness[rows] != _ALIVE) & ~table.dead_status[rows]
+    silent = table.liveness[rows] != _ALIVE
+    if np.count_nonzero(silent):
+        rows = rows[silent]
+        table.echo_wanted[rows] = ~table.dead_status[rows]
 
 
 def of_one(

@@ -65,8 +65,9 @@ class ArrivalWindows:
         self._last_us[rows] = now_us
         interval = now_us - last
         # A clock that stands still gives 0; the gap after an outage says nothing about the rhythm.
-        usable = (interval >= 0) & (interval <= self._max_us)
-        if np.count_nonzero(usable) < len(rows):
+        # As unsigned numbers, negative ones are the greatest: one look finds out that all are usable.
+        if int(interval.view(np.uint64).max()) > self._max_us:
+            usable = (interval >= 0) & (interval <= self._max_us)
             first = last == _NEVER
             interval[first] = self._first_us
             usable |= first
@@ -131,10 +132,12 @@ class ArrivalWindows:
     def _record(self, rows: Rows, interval_us: NDArray[np.int64]) -> None:
         self._make_room()
         recorded = self._recorded[rows]
-        place = recorded % self._samples.shape[1]
+        width = self._samples.shape[1]
+        place = rows * width + recorded % width
+        samples = self._samples.reshape(-1)
         # A ring that is not full has zeros in the places that come next: the sum needs no distinction.
-        self._sum_us[rows] += interval_us - self._samples[rows, place]
-        self._samples[rows, place] = interval_us
+        self._sum_us[rows] += interval_us - samples[place]
+        samples[place] = interval_us
         self._recorded[rows] = recorded + 1
 
     def _make_room(self) -> None:

@@ -33,15 +33,16 @@ def pack(symbols: Symbols) -> tuple[bytes, int, bytes]:
     size = len(alphabet)
     if size == 1:
         return alphabet.tobytes(), 0, b""
-    bits = _COSTS[:, :size] @ frequencies[order]
-    rice = int(bits.argmin())
-    if int(bits[rice]) + 8 * size >= 8 * len(symbols):
+    costs = _COSTS[:, :size].dot(frequencies[order]).tolist()
+    total = min(costs)
+    rice = costs.index(total)
+    if total + 8 * size >= 8 * len(symbols):
         return b"", 0, symbols.tobytes()
     rank_of = np.empty(_SYMBOLS, dtype=np.int64)
     rank_of[alphabet] = _RANKS[:size]
     ranks = rank_of.take(symbols)
     count = len(symbols)
-    stream = np.zeros(int(bits[rice]), dtype=np.uint8)
+    stream = np.zeros(total, dtype=np.uint8)
     if rice:
         for plane in range(rice):
             stream[plane * count : (plane + 1) * count] = ranks >> plane & 1
