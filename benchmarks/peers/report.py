@@ -184,6 +184,8 @@ CPU is the median of all repeats of {runs} runs of each program, warm; the sprea
   For Cassandra and here it is the time of the one thread that does it; the JIT compiler and the garbage collector of
   the JVM have their own threads and are not counted. chitchat's includes its scheduler (tokio); what plain datagrams
   of the same sizes cost is measured and subtracted. memberlist's is that of the whole process with one processor.
+- **gossiper (compact)** is what nodes of this library speak with each other ([digests.md](digests.md)): names and
+  generations under one hash, heartbeats as columns of bits. It is not compressed any further.
 - **gossiper (plain)** is this library's form that any protobuf client can speak. Endpoints travel as text.
 - **cassandra**: its serializers, `makeGossipDigest`, `examineGossiper`, `getStateForVersionBiggerThan`,
   `notifyFailureDetector` and `applyStateLocally`, called in the order of its verb handlers by a few lines of ours. A
