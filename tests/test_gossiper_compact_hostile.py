@@ -49,6 +49,7 @@ from gossiper.core.messages import (
     GossipDigestSyn,
     Sender,
 )
+from gossiper.core.roster_lookup import _ROSTERS_MAX
 from gossiper.core.table import _COLUMNS, LivenessCode
 from gossiper.core.versions import Now
 from gossiper.errors import PeerProtocolError
@@ -396,7 +397,7 @@ def test_rosters_of_many_cuts_do_not_grow_the_memory() -> None:
         effects = other.handle(RequestReceived(codec.decode_syn(data)), NOW)
         answer = next(effect.reply for effect in effects if isinstance(effect, Answer))
         assert len(codec.encode(answer)) < 400
-    assert len(other.state.table.rosters) <= roster_module._ROSTERS_MAX
+    assert len(other.state.table.rosters) <= _ROSTERS_MAX
 
 
 # -- late, repeated, of another time -----------------------------------------------------------------------------------

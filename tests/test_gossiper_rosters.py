@@ -33,8 +33,9 @@ from gossiper.core.engine import GossipEngine
 from gossiper.core.io import RoundDue
 from gossiper.core.lifecycle import GONE_EXPIRE_SECONDS
 from gossiper.core.messages import EndpointState, GossipDigestSyn
-from gossiper.core.roster import _ROSTERS_MAX, _build, roster_at, standing
-from gossiper.core.table import ROSTER_EXPIRY_MS, LivenessCode
+from gossiper.core.roster import ROSTER_EXPIRY_MS
+from gossiper.core.roster_lookup import _ROSTERS_MAX, _build, roster_at, standing
+from gossiper.core.table import LivenessCode
 from gossiper.core.versions import REMOVAL_STEP
 
 DAY_MS = 86_400_000

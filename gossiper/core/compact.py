@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from gossiper.core.messages import CompactAnswer, CompactDigests, Int64Column, Symbols
-from gossiper.core.roster import Exchange, Roster, Standing, bucket_count, hashes_between, roster_at, standing
+from gossiper.core.columns import Int64Column, Mask, Rows, Symbols
+from gossiper.core.messages import CompactAnswer, CompactDigests
+from gossiper.core.roster import Exchange, Roster, Standing, bucket_count, hashes_between
+from gossiper.core.roster_lookup import roster_at, standing
 from gossiper.core.state import ClusterState
-from gossiper.core.table import EndpointTable, LivenessCode, Rows
+from gossiper.core.table import EndpointTable, LivenessCode
 from gossiper.core.versions import COUNTER_BITS
 from gossiper.errors import PeerProtocolError
 from gossiper.limits import INTEGER_MAX
@@ -44,7 +45,6 @@ _HEARTBEAT_MAX: Final = INTEGER_MAX >> COUNTER_BITS
 _EQUAL: Final = 1
 _SYMBOLS: Final = 256
 
-Mask = NDArray[np.bool_]
 
 _NOTHING: Final = np.zeros(0, dtype=np.int64)
 _NO_SYMBOLS: Final = np.zeros(0, dtype=np.uint8)

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gossiper.core.columns import Rows
 from gossiper.core.messages import DigestColumns, EndpointState, VersionedValue
 from gossiper.core.state import ClusterState
-from gossiper.core.table import Rows
 from gossiper.core.versions import Now
 from gossiper.limits import GENERATION_AHEAD_SECONDS_MAX, STATES_BYTES_MAX
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from gossiper.core.columns import Rows
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
-from gossiper.core.table import NO_PATH, EndpointTable, LivenessCode, Rows
+from gossiper.core.table import NO_PATH, EndpointTable, LivenessCode
 from gossiper.core.versions import Now
 from gossiper.limits import GENERATION_AHEAD_SECONDS_MAX
 

@@ -31,7 +31,8 @@ from gossiper.core.messages import (
     GossipDigestSyn,
     Sender,
 )
-from gossiper.core.roster import Exchange, Roster, cut_of, roster_at, standing
+from gossiper.core.roster import Exchange, Roster, cut_of
+from gossiper.core.roster_lookup import roster_at, standing
 from gossiper.core.shadow import SHADOW_GENERATION
 from gossiper.core.state import ClusterState
 from gossiper.core.versions import Now

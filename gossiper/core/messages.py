@@ -7,16 +7,11 @@ mean (``digest``, ``state``, ``engine``).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from gossiper.core.roster import Exchange
-
-Int64Column = NDArray[np.int64]
-Symbols = NDArray[np.uint8]
+from gossiper.core.columns import Int64Column, Symbols
+from gossiper.core.roster import Exchange
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from gossiper.core.messages import Int64Column, Symbols
-from gossiper.core.table import ROSTER_EXPIRY_MS, EndpointTable, Rows
+from gossiper.core.columns import Int64Column, Rows, Symbols
 
 #: A cut lies between so many and twice as many intervals ago; at 1,000 nodes, news reaches everybody within 8 without
 #: any push, and within 12 when every tenth message is lost.
 ROSTER_SETTLE_INTERVALS: Final = 16
-#: Rosters kept: those of the cuts of peers whose clocks differ a little.
-_ROSTERS_MAX: Final = 8
+#: Left out is whoever will be forgotten so soon after the cut: nodes forget at slightly different times.
+ROSTER_EXPIRY_MS: Final = 300_000
 #: Entries per bucket, and at most so many buckets: hashes of all of them are sent only when something differs.
 _BUCKET_ENTRIES: Final = 16
 BUCKETS_MIN: Final = 8
@@ -101,7 +100,7 @@ class Roster:
     def without(self, left_out: NDArray[np.bool_]) -> Roster:
         """The roster without some of its entries."""
         kept = ~left_out
-        return _roster(self.cut_ms, self.rows[kept], self.content[kept])
+        return roster_of(self.cut_ms, self.rows[kept], self.content[kept])
 
 
 @dataclass(slots=True, eq=False)
@@ -137,57 +136,8 @@ def hashes_between(columns: NDArray[np.int64], bounds: NDArray[np.intp], seed: i
     return tuple(xxh3_64_intdigest(view[start:end], seed) for start, end in pairwise(places))
 
 
-def roster_at(table: EndpointTable, cut_ms: int) -> Roster:
-    """The roster of a cut: kept in the table until something changes it, or others were wanted more lately."""
-    roster = table.rosters.pop(cut_ms, None)
-    if roster is None:
-        roster = _build(table, cut_ms)
-        # Not the oldest cut goes: those of a peer whose clock runs years ahead would stay for ever.
-        while len(table.rosters) >= _ROSTERS_MAX:
-            del table.rosters[next(iter(table.rosters))]
-    table.rosters[cut_ms] = roster
-    return roster
-
-
-def standing(table: EndpointTable, roster: Roster, local_row: int) -> Standing:
-    """How the table stands to a roster; found again only after somebody joined, restarted or went."""
-    found = roster.standings.get(local_row)
-    if found is None or found.incarnations != table.incarnations:
-        gone = table.generation[roster.rows] != roster.generations
-        others = table.used & (table.generation > 0)
-        others[roster.rows[~gone]] = False
-        own = (roster.rows == local_row).nonzero()[0]
-        found = Standing(
-            table.incarnations,
-            gone if gone.any() else None,
-            others.nonzero()[0],
-            int(own[0]) if len(own) and not gone[own[0]] else -1,
-        )
-        roster.standings[local_row] = found
-    return found
-
-
-def _build(table: EndpointTable, cut_ms: int) -> Roster:
-    known = table.used & (table.generation > 0) & (table.expire_ms > cut_ms + ROSTER_EXPIRY_MS)
-    current = known & (table.began_ms < cut_ms)
-    past = known & ~current & (table.past_generation > 0) & (table.past_began_ms < cut_ms)
-    rows = np.flatnonzero(current | past)
-    order = np.lexsort((table.name_low[rows].view(np.uint64), table.name_high[rows].view(np.uint64)))
-    rows = rows[order]
-    is_past = past[rows]
-    content = np.stack(
-        (
-            table.name_high[rows],
-            table.name_low[rows],
-            np.where(is_past, table.past_generation[rows], table.generation[rows]),
-            np.where(is_past, table.past_interval_ms[rows], table.interval_ms[rows]),
-        ),
-        axis=1,
-    )
-    return _roster(cut_ms, rows, content)
-
-
-def _roster(cut_ms: int, rows: Rows, content: Int64Column) -> Roster:
+def roster_of(cut_ms: int, rows: Rows, content: Int64Column) -> Roster:
+    """The roster of some rows, whose ``content`` (shape (n, 4), as in ``Roster``) is in order already."""
     names_high, names_low, generations, intervals_ms = np.ascontiguousarray(content.T)
     only = int(intervals_ms[0]) if len(rows) and (intervals_ms == intervals_ms[0]).all() else None
     digest = xxh3_128_digest(content.astype("<i8", copy=False).tobytes())

@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 
 from gossiper.core import evidence
 from gossiper.core.application_states import COMPACT, ApplicationState
+from gossiper.core.columns import Rows
 from gossiper.core.failure_detector import PhiAccrualFailureDetector
 from gossiper.core.lifecycle import (
     DEAD_STATUSES,
@@ -57,7 +58,7 @@ from gossiper.core.messages import EndpointState, VersionedValue
 from gossiper.core.quarantine import FOR_EVER, Quarantine
 from gossiper.core.replacements import replaced_in
 from gossiper.core.saved import REMEMBERED_HEARTBEAT, KnownPeer, SavedPeers
-from gossiper.core.table import NO_EXPIRY, NO_PATH, EndpointTable, LivenessCode, Rows
+from gossiper.core.table import NO_EXPIRY, NO_PATH, EndpointTable, LivenessCode
 from gossiper.core.versions import Now, next_tick, tick_of
 from gossiper.events import (
     EndpointAlive,

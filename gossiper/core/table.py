@@ -9,18 +9,15 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_128_digest
 
+from gossiper.core.columns import Rows
 from gossiper.core.messages import DigestColumns, VersionedValue
-
-if TYPE_CHECKING:
-    from gossiper.core.roster import Roster
-
-Rows = NDArray[np.intp]
+from gossiper.core.roster import ROSTER_EXPIRY_MS, Roster
 
 ROWS_INITIAL: Final = 16
 #: ``evidence_path`` of an endpoint that told of itself, or of one never heard of.
@@ -31,10 +28,6 @@ NEVER: Final = -np.inf
 
 #: ``expire_ms`` and ``value_expiry_ms`` where nothing expires.
 NO_EXPIRY: Final = np.iinfo(np.int64).max
-
-
-#: Rosters leave out whoever will be forgotten so soon after the cut: nodes forget at slightly different times.
-ROSTER_EXPIRY_MS: Final = 300_000
 
 
 class LivenessCode(IntEnum):

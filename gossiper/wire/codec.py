@@ -29,6 +29,7 @@ from google.protobuf.message import Message as ProtobufMessage
 
 from gossiper import limits
 from gossiper.core.application_states import is_key
+from gossiper.core.columns import Int64Column
 from gossiper.core.endpoints import ENDPOINT_LENGTH_MAX, canonical_endpoint
 from gossiper.core.messages import (
     CompactDigests,
@@ -40,7 +41,6 @@ from gossiper.core.messages import (
     GossipDigestAck2,
     GossipDigestAck2Reply,
     GossipDigestSyn,
-    Int64Column,
     Message,
     Reply,
     Request,

@@ -12,7 +12,8 @@ from typing import Final, NoReturn
 import numpy as np
 
 from gossiper import limits
-from gossiper.core.messages import CompactAnswer, CompactDigests, Int64Column, Symbols
+from gossiper.core.columns import Int64Column, Symbols
+from gossiper.core.messages import CompactAnswer, CompactDigests
 from gossiper.core.roster import BUCKETS_MAX, BUCKETS_MIN
 from gossiper.errors import PeerProtocolError
 from gossiper.v1 import gossip_pb2

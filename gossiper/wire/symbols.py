@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from gossiper.core.messages import Symbols
+from gossiper.core.columns import Symbols
 
 #: Low bits that a rank may have: beyond, one byte per entry is no longer.
 RICE_MAX: Final = 4

@@ -17,7 +17,8 @@ from gossiper.core.messages import (
     Sender,
     VersionedValue,
 )
-from gossiper.core.roster import Roster, cut_of, roster_at
+from gossiper.core.roster import Roster, cut_of
+from gossiper.core.roster_lookup import roster_at
 from gossiper.core.versions import Now, version_of
 from gossiper.wire import codec
 
