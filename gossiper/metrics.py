@@ -6,7 +6,8 @@ Names follow Prometheus: ``gossiper_<what>_<unit>_total`` for counters, labels i
   given to or taken from the network, before compression; kind is syn, ack, ack2, ack2_reply, echo_request or
   echo_reply, form compact, plain or (of what could not be read) unknown, direction received or sent.
 * ``gossiper_exchanges_total{kind}``: digest exchanges begun here and answered, by what they needed: compact,
-  roster_buckets, states_buckets or plain; see ``gossiper.core.exchange``.
+  roster_buckets, states_buckets or plain; see ``gossiper.core.exchange``. One that falls back to the plain form after
+  an attempt in columns is counted as both.
 * ``gossiper_refused_total{reason}``: messages of peers that broke the protocol (``PeerProtocolError.reason``).
 * ``gossiper_send_failures_total{reason}``: sends without an answer (``TransportError.reason``).
 * ``gossiper_internal_errors_total``: defects that were met while a message or a round was handled.

@@ -8,12 +8,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from random import Random
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossiper.core.engine import CAPABILITIES, EngineConfig, GossipEngine
+from gossiper.core.exchange import ATTEMPTS_MAX
 from gossiper.core.io import Answer, Count, ReplyReceived, RequestReceived, RoundDue, Send
-from gossiper.core.messages import EndpointState, GossipDigestAck2, GossipDigestSyn, Sender, VersionedValue
+from gossiper.core.messages import (
+    CompactAnswer,
+    DigestColumns,
+    EndpointState,
+    GossipDigestAck,
+    GossipDigestAck2,
+    GossipDigestSyn,
+    Sender,
+    VersionedValue,
+)
 from gossiper.core.table import LivenessCode
 from gossiper.core.versions import Now, version_of
 from gossiper.wire import codec
@@ -222,3 +233,35 @@ def test_a_clock_set_back_during_an_exchange_leaves_its_second_syn_sound() -> No
     assert second.compact is not None, "most of the roster is alike"
     assert second.compact.plain_buckets
     codec.decode_syn(codec.encode(second))
+
+
+def test_an_exchange_has_a_bounded_number_of_syns() -> None:
+    """Whatever the answers say: rosters, then states, then rosters again."""
+    one, other = engine(A), engine(B)
+    for node in (one, other):
+        node.handle(RoundDue(), NOW)
+        peers = [life(Random(number), number) for number in range(60)]
+        states = [state for peer in peers if (state := peer.view(peer.ticks)) is not None]
+        tell(node, [replace(state, endpoint=name(n), generation=int(WALL) - 900) for n, state in enumerate(states)])
+    table = other.state.table
+    values = tuple(table.states[other.state.local_row].items())
+    version = int(table.states_version[other.state.local_row])
+    tell(one, [EndpointState(B, other.generation, 1000, other.heartbeat, 0, version, values)])
+    request: GossipDigestSyn | None = one._digests.syn(B, NOW)
+    sender, none = Sender("c", 1, B, other.generation), DigestColumns.empty()
+    nothing = np.zeros(0, dtype=np.int64)
+    sent = 0
+    for number in range(10):
+        if request is None:
+            break
+        sent += 1
+        assert request.compact is not None, "most of the roster is alike"
+        unlike = (1, *request.exchange.roster.bucket_digests(8)[1:]) if request.exchange else ()
+        rosters, states_hashes = (unlike, ()) if number % 2 == 0 else ((), (1,) * (request.compact.buckets or 8))
+        answer = CompactAnswer(np.zeros(0, dtype=np.uint8), nothing, nothing, nothing, nothing, rosters, states_hashes)
+        ack = GossipDigestAck(sender, request.as_of_ms, none, none, (), compact=answer)
+        effects = one.handle(ReplyReceived(B, request, ack), NOW)
+        syns = [e.request for e in effects if isinstance(e, Send) and isinstance(e.request, GossipDigestSyn)]
+        assert len(syns) <= 1
+        request = syns[0] if syns else None
+    assert sent == ATTEMPTS_MAX

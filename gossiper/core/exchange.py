@@ -8,7 +8,8 @@ Exchanges, by what they needed (the label of ``gossiper_exchanges_total``):
 * ``states_buckets``: the hash over application states differed. A second SYN lists the versions of unequal buckets.
 * ``plain``: the peer does not speak the compact form, there is no roster yet, or rosters still differed.
 
-Nothing here waits: a second SYN is an effect like any other, and each exchange has at most ``ATTEMPTS_MAX`` of them.
+One that falls back to plain digests after an attempt in columns counts as both. Nothing here waits: a further SYN is an
+effect like any other, and each exchange has at most ``ATTEMPTS_MAX`` of them.
 """
 
 from __future__ import annotations
@@ -65,10 +66,8 @@ class DigestExchange:
                 return GossipDigestSyn(self._sender(), as_of_ms, self._outside(roster), compact, exchange)
         return self._plain_syn(as_of_ms)
 
-    def _plain_syn(self, as_of_ms: int, exchange: Exchange | None = None) -> GossipDigestSyn:
-        """All digests; with ``exchange``, as a further attempt of it."""
-        kept = None if exchange is None else replace(exchange, attempt=exchange.attempt + 1)
-        return GossipDigestSyn(self._sender(), as_of_ms, self._state.table.digests(), exchange=kept)
+    def _plain_syn(self, as_of_ms: int) -> GossipDigestSyn:
+        return GossipDigestSyn(self._sender(), as_of_ms, self._state.table.digests())
 
     def _outside(self, roster: Roster) -> DigestColumns:
         table = self._state.table
@@ -173,6 +172,8 @@ class DigestExchange:
         self, peer: str, syn: GossipDigestSyn, exchange: Exchange, answer: CompactAnswer, now: Now
     ) -> tuple[str, list[Effect]]:
         """What kind of exchange this was, and a further SYN where something was not understood alike."""
+        if answer.roster_buckets and exchange.attempt >= ATTEMPTS_MAX:
+            return "roster_buckets", []
         if answer.roster_buckets:
             return "roster_buckets", [Send(peer, self._syn_without(syn, exchange, answer.roster_buckets, now))]
         compact = syn.compact
@@ -180,7 +181,7 @@ class DigestExchange:
             return "compact", []
         if self._state.table.incarnations != exchange.incarnations:
             # Indices have lost their meaning.
-            return "states_buckets", [Send(peer, self._plain_syn(round(now.wall * 1000), exchange))]
+            return "states_buckets", [Send(peer, self._plain_syn(round(now.wall * 1000)))]
         buckets = len(answer.states_buckets)
         mine = states_hashes(self._state, exchange, compact, syn.as_of_ms, buckets)
         wanted = _unequal(mine, answer.states_buckets)
@@ -201,11 +202,11 @@ class DigestExchange:
         as_of_ms = syn.as_of_ms
         roster = roster_at(self._state.table, exchange.roster.cut_ms)
         if exchange.attempt > 1 or len(roster) < BUCKETS_ENTRIES_MIN:
-            return self._plain_syn(round(now.wall * 1000), exchange)
+            return self._plain_syn(round(now.wall * 1000))
         unequal = _unequal(roster.bucket_digests(len(theirs)), theirs)
         kept = roster.without(roster.mask(len(theirs), unequal))
         if not unequal or 2 * len(kept) < len(roster):
-            return self._plain_syn(round(now.wall * 1000), exchange)
+            return self._plain_syn(round(now.wall * 1000))
         compact, again = describe(self._state, kept, as_of_ms, exchange.attempt + 1)
         compact = replace(compact, buckets=len(theirs), plain_buckets=unequal)
         return GossipDigestSyn(self._sender(), as_of_ms, self._outside(kept), compact, again)

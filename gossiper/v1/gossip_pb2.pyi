@@ -198,7 +198,7 @@ class CompactDigests(_message.Message):
 
     @_builtins.property
     def recent_offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """... and states_version less 16 * (heartbeat - recent_ticks), at least 1."""
+        """... and states_version less max(1, 16 * (heartbeat - recent_ticks))."""
 
     def __init__(
         self,
