@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections import Counter as Tally
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
+from compact_pairs import NOW, WALL, A, B, engine, name, tell, told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossiper.core.engine import CAPABILITIES, EngineConfig, GossipEngine
+from gossiper.core.engine import CAPABILITIES, GossipEngine
 from gossiper.core.exchange import ATTEMPTS_MAX
 from gossiper.core.io import Answer, Count, ReplyReceived, RequestReceived, RoundDue, Send
 from gossiper.core.messages import (
@@ -29,31 +29,7 @@ from gossiper.core.table import LivenessCode
 from gossiper.core.versions import Now, version_of
 from gossiper.wire import codec
 
-WALL = 1_700_000_000.0
-MONOTONIC = 10_000_000.0
-A, B = "10.0.0.1:7000", "10.0.0.2:7000"
 DAY = 86_400
-
-
-def name(number: int) -> str:
-    return f"10.1.{number // 250}.{number % 250 + 1}:7000"
-
-
-def engine(endpoint: str, *, age_seconds: int = 1000, compact: bool = True, interval_ms: int = 1000) -> GossipEngine:
-    return GossipEngine(
-        EngineConfig(cluster_name="c", endpoint=endpoint, interval_ms=interval_ms),
-        generation=int(WALL) - age_seconds,
-        values={
-            "STATUS": "NORMAL",
-            "HOST_ID": f"11111111-8b86-4d01-b42d-{endpoint.split(':', maxsplit=1)[0].replace('.', ''):>012}",
-            "CAPABILITIES": CAPABILITIES if compact else "plain",
-        },
-        rng=Random(1),
-        now=Now(MONOTONIC - age_seconds, WALL - age_seconds),
-    )
-
-
-NOW = Now(MONOTONIC, WALL)
 
 
 @dataclass(frozen=True)
@@ -99,12 +75,6 @@ def lives(rng: Random, number: int) -> list[Life]:
     if second.generation <= first.generation:
         second = replace(second, generation=first.generation + rng.choice((2, 5, 1000)))
     return [first, second] if second.generation < WALL + DAY else [first]
-
-
-def tell(node: GossipEngine, states: Iterable[EndpointState]) -> None:
-    sender = Sender("c", 1, "10.9.9.9:7000", 1)
-    for state in states:
-        node.handle(RequestReceived(GossipDigestAck2(sender, (state,))), NOW)
 
 
 def know(rng: Random, node: GossipEngine, world: dict[str, list[Life]]) -> None:
@@ -169,19 +139,6 @@ def exchange(one: GossipEngine, other: GossipEngine, form: str) -> tuple[Tally[s
             if isinstance(effect, Count) and effect.name == "gossiper_exchanges_total":
                 kind = kind or effect.label
     raise AssertionError("an exchange that does not end")
-
-
-def told(node: GossipEngine) -> dict[str, tuple[int, int, int, dict[str, VersionedValue]]]:
-    table = node.state.table
-    return {
-        table.endpoint(row): (
-            int(table.generation[row]),
-            int(table.heartbeat[row]),
-            int(table.states_version[row]),
-            dict(table.states[row]),
-        )
-        for row in map(int, table.rows())
-    }
 
 
 def both_forms(one: GossipEngine, other: GossipEngine) -> tuple[str, Tally[str], Tally[str]]:
