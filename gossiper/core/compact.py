@@ -30,8 +30,8 @@ from gossiper.limits import INTEGER_MAX
 ESCAPE: Final = 0
 BEHIND: Final = 1
 SUPERSEDED: Final = 2
-#: The symbol of a heartbeat that is as late as the sender's own: the rest of a byte is for later ones, three bits for
-#: earlier ones (clocks that ran ahead when a generation began).
+#: The symbol of a heartbeat that is as late as the sender's own; greater ones are later, and there is room for sixteen
+#: ticks earlier (clocks that ran ahead when a generation began).
 LEVEL: Final = 19
 #: Whoever is so many ticks behind leaves the column: as one of the dead, whose last heartbeats are known to all after a
 #: while, or with a number of its own, because its clock was wrong when its generation began.
@@ -44,7 +44,6 @@ _HEARTBEAT_MAX: Final = INTEGER_MAX >> COUNTER_BITS
 #: The symbol of "not newer" in an answer.
 _EQUAL: Final = 1
 _SYMBOLS: Final = 256
-
 
 _NOTHING: Final = np.zeros(0, dtype=np.int64)
 _NO_SYMBOLS: Final = np.zeros(0, dtype=np.uint8)
@@ -92,10 +91,10 @@ def describe(state: ClusterState, roster: Roster, as_of_ms: int, attempt: int = 
         _mark(symbols, late, down, known.gone)
         escapes = heartbeats[symbols == ESCAPE]
         behind_hash = _hash(heartbeats[symbols == BEHIND], as_of_ms)
-    versions = _versions(table, roster, known)
-    floors = _floors(symbols, heartbeats, RECENT_TICKS)
+    versions = table.states_version[roster.rows]
     if known.gone is not None:
         versions[known.gone] = 0
+    floors = _floors(symbols, heartbeats, RECENT_TICKS)
     recent, offsets = (versions >= floors).nonzero()[0], _NOTHING
     if len(recent):
         offsets = versions[recent] - floors[recent]

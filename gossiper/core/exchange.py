@@ -172,12 +172,11 @@ class DigestExchange:
         self, peer: str, syn: GossipDigestSyn, exchange: Exchange, answer: CompactAnswer, now: Now
     ) -> tuple[str, list[Effect]]:
         """What kind of exchange this was, and a further SYN where something was not understood alike."""
-        if answer.roster_buckets and exchange.attempt >= ATTEMPTS_MAX:
-            return "roster_buckets", []
+        compact, was_last = syn.compact, exchange.attempt >= ATTEMPTS_MAX
         if answer.roster_buckets:
-            return "roster_buckets", [Send(peer, self._syn_without(syn, exchange, answer.roster_buckets, now))]
-        compact = syn.compact
-        if not answer.states_buckets or exchange.attempt >= ATTEMPTS_MAX or compact is None:
+            further = [] if was_last else [self._syn_without(syn, exchange, answer.roster_buckets, now)]
+            return "roster_buckets", [Send(peer, one) for one in further]
+        if not answer.states_buckets or was_last or compact is None:
             return "compact", []
         if self._state.table.incarnations != exchange.incarnations:
             # Indices have lost their meaning.

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
-from gossiper.core.columns import Int64Column, Rows, Symbols
+from gossiper.core.columns import Int64Column, Mask, Rows, Symbols
 
 #: A cut lies between so many and twice as many intervals ago; at 1,000 nodes, news reaches everybody within 8 without
 #: any push, and within 12 when every tenth message is lost.
@@ -38,7 +38,7 @@ class Standing:
 
     incarnations: int
     """Of the table for which this was found."""
-    gone: NDArray[np.bool_] | None
+    gone: Mask | None
     """Entries whose endpoint has a greater generation by now; None: there is none."""
     outside: Rows
     """Rows that the roster does not hold in their present generation, ascending."""
