@@ -9,10 +9,10 @@ from antientropy.core.tokens import TokenRange
 
 
 class Strategy(Enum):
-    """How differing rows are found. AUTO takes the one that costs the fewest bytes, by an estimate of the difference;
-    the others are for measurement."""
+    """How differing rows are found; all but AUTO are for measurement."""
 
     AUTO = "auto"
+    """What costs the fewest bytes, by an estimate of the difference."""
     SKETCH = "sketch"
     """Rateless sketches of the sets of (token, version), in growing batches."""
     DESCENT = "descent"

@@ -65,7 +65,7 @@ class FlowPreview:
     source: str
     target: str
     rows: int
-    bytes: int
+    row_bytes: int
     """Keys and values."""
     tombstones: int
     first_keys: tuple[bytes, ...]
