@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from antientropy.core import locate, sketch_search, tree_search
+from antientropy.core import locate, peeling, sketch_search, tree_search
 from antientropy.core.listing import list_rows
 from antientropy.core.locate import LocateAnswer, LocateRequest, Locator, first_symbols
 from antientropy.core.merkle import HashTree
@@ -296,6 +296,20 @@ def test_items_that_cannot_be_are_not_believed(lie: str) -> None:
         locator.feed(locate.answer(request, liar))
     assert outcome(locator.difference) == outcome(difference(own.rows, remote.rows))
     assert Strategy.DESCENT in locator.found_by
+
+
+@pytest.mark.parametrize("check_bits", [0, 2, 5, 8])
+def test_checks_that_fit_by_chance_never_make_a_wrong_result(check_bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks cut to a few bits: mixtures are taken for items all the time, the result is the same."""
+    monkeypatch.setattr(peeling, "MARK_MASK", np.uint64(2 ** (16 + check_bits) - 1))
+    monkeypatch.setattr(sketch_search, "SYMBOLS_PER_SKETCH_MAX", 300)
+    ways: set[Strategy] = set()
+    for seed in range(12):
+        own, remote = (Replica(rows) for rows in diverged(1_500, seed, 0.03))
+        locator = search(own, remote, Strategy.SKETCH)
+        check(own, remote, locator)
+        ways |= set(locator.found_by)
+    assert Strategy.DESCENT in ways or check_bits > 2
 
 
 def test_hashes_that_always_differ_come_to_an_end() -> None:

@@ -43,7 +43,7 @@ _CAUTIONS: Final = (0.5, 0.2, 0.0, -0.3)
 #: By which share sketches grow that should have been decoded: at the first time, the second, ...
 _GROWTHS: Final = np.array([0.125, 0.125, 0.125, 0.25, 0.25, 0.5])
 #: A range is cut early, as long as little of its symbols would be lost, or when the kept symbols come to their end.
-_KEPT_SHARE_EARLY: Final = 0.65
+_KEPT_SHARE_EARLY: Final = 0.75
 _KEPT_SHARE_LATE: Final = 0.95
 
 
@@ -292,7 +292,9 @@ class SketchSearch:
         samples = decoder.lengths[active]
         careful = np.maximum(1.0 - _deviation(samples), _SHARE_LEAST) * items / width
         targets = np.ceil(symbols_needed(careful))
-        most = np.where(samples < _SAMPLES, max(_PROBE_SYMBOLS, _PROBE_SYMBOLS_TOTAL // len(children)), SYMBOLS_KEPT)
+        probe = max(_PROBE_SYMBOLS, _PROBE_SYMBOLS_TOTAL // len(children))
+        unsure = (samples < _SAMPLES) | (len(children) >= _NODES_MANY)
+        most = np.where(unsure, probe, SYMBOLS_KEPT)
         targets = np.clip(targets, 2, np.minimum(most, SYMBOLS_KEPT)).astype(np.int64)
         self._begin(SketchDecoder(bits, children, decoder.epoch))
         self._targets = targets[parents]
