@@ -213,7 +213,9 @@ class Locator:
         own = self._own_rows(nodes, np.unique(items.tokens))
         held, _ = hashes(own.tokens, own.versions, 0)
         named, _ = hashes(items.tokens, items.versions, 0)
-        wrong = np.isin(named, held) != (items.signs > 0)
+        within = self._snapshot.token_range
+        outside = (items.tokens < np.uint64(within.first)) | (items.tokens > np.uint64(within.last))
+        wrong = (np.isin(named, held) != (items.signs > 0)) | outside
         if bool(wrong.any()):
             spoiled = np.unique(nodes_above(items.tokens[wrong], nodes.bits))
             self._tree.descend(nodes.bits, spoiled)
