@@ -66,7 +66,7 @@ class RepairConfig:
     version_time: Callable[[int], float] | None = None
     """The inverse. None: rows that are being written cannot be told from others."""
     in_flight_seconds: float = 0.5
-    """A row younger than this that differs is left to the write that brings it, and looked at again when it is older."""
+    """A row younger than this that differs is left to the write that brings it; looked at again when it is older."""
     in_flight_waits_max: int = 6
     """Waits for such rows in one part of the range; rows that are still written then are left for the next repair."""
     propagation_delay_seconds: float = 3600.0

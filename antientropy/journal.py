@@ -130,7 +130,7 @@ class RepairJournal:
     # --- sessions ---
 
     def begin(self, info: SessionInfo, options: RepairOptions) -> None:
-        """Record a session that starts (``ended_at`` is None); forgets the oldest ended ones beyond ``HISTORY_SESSIONS_MAX``."""
+        """Record a session that starts (``ended_at`` is None); forgets the oldest that ended, see the limit."""
         with self._transaction() as connection:
             connection.execute(
                 "INSERT OR REPLACE INTO sessions VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", _session_columns(info, options)

@@ -60,3 +60,5 @@ JOBS_MAX: Final = 4
 PURGE_ROWS_PER_SLICE_MAX: Final = 2_000
 #: Keys that a preview shows for each direction.
 PREVIEW_KEYS_MAX: Final = 10
+#: A version so far ahead of the own clock is not of a write under way, but of a wrong clock.
+CLOCK_AHEAD_SECONDS_MAX: Final = 60.0
