@@ -274,6 +274,7 @@ class ListDigestsRequest(_message.Message):
     INDICES_FIELD_NUMBER: _builtins.int
     INDEX_COUNT_FIELD_NUMBER: _builtins.int
     WITH_DIGESTS_FIELD_NUMBER: _builtins.int
+    FROM_TOKEN_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     level: _builtins.int
     indices: _builtins.bytes
@@ -281,6 +282,8 @@ class ListDigestsRequest(_message.Message):
     index_count: _builtins.int
     with_digests: _builtins.bool
     """False: tokens and versions only."""
+    from_token: _builtins.int
+    """Rows at lesser tokens are left out: they have arrived before the call was cut off."""
     def __init__(
         self,
         *,
@@ -289,10 +292,11 @@ class ListDigestsRequest(_message.Message):
         indices: _builtins.bytes = ...,
         index_count: _builtins.int = ...,
         with_digests: _builtins.bool = ...,
+        from_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_count", b"index_count", "indices", b"indices", "level", b"level", "session", b"session", "with_digests", b"with_digests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_token", b"from_token", "index_count", b"index_count", "indices", b"indices", "level", b"level", "session", b"session", "with_digests", b"with_digests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
