@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import grpc
 import numpy as np
@@ -33,7 +34,9 @@ from antientropy.reports import RepairStatistics
 from antientropy.transport.base import CallError, PeerCalls
 from antientropy.v1 import repair_pb2 as pb
 
-Answer = TypeVar("Answer")
+Answer = TypeVar("Answer", bound=Message)
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
 #: Called before a chunk is sent or handed on: bytes of it, rows in it. Waits as long as a throttle wants.
 Spend = Callable[[int, int], Awaitable[None]]
@@ -95,6 +98,8 @@ class RootsAnswer:
     epoch: int
     """The peer's seed epoch. If it is another one than the own, nothing was compared: the lesser side rebuilds (the
     peer has begun to if it is the lesser one), then compare again."""
+    repaired_version: int = 0
+    """Answers ``confirmed_session``: up to which version all buckets of the range are recorded as repaired there."""
     symbols: bytes = b""
     """First symbols of its sketch of the range, for the locator; empty when there is no session with a snapshot."""
     tree_depth: int = 0
@@ -126,7 +131,7 @@ class RetryPolicy:
 
     def pause_seconds(self, attempt: int, random: Random) -> float:
         """The pause after attempt 0, 1, ...: between half and all of the doubled first one."""
-        whole = min(self.pause_seconds_max, self.first_seconds * 2**attempt)
+        whole: float = min(self.pause_seconds_max, self.first_seconds * 2**attempt)
         return whole * (0.5 + 0.5 * random.random())
 
 
@@ -140,6 +145,10 @@ class CallTrace:
     row_bytes: int
     seconds: float
     attempts: int
+
+
+class _CutOffError(PeerError):
+    """A call that may be made again."""
 
 
 async def unthrottled(_bytes: int, _rows: int) -> None:
@@ -159,6 +168,8 @@ class PeerClient:
         alive: False: the failure detector holds the peer for dead; its calls are not repeated any more.
         spend: The throttle.
         trace: Told of every request.
+        executor: Where rows are encoded and decoded; None: the loop's own worker threads.
+        first_stream: Streams of rows are numbered from here; several senders of one session must not share numbers.
     """
 
     def __init__(
@@ -177,6 +188,8 @@ class PeerClient:
         alive: Callable[[], bool] = lambda: True,
         spend: Spend = unthrottled,
         trace: Callable[[CallTrace], None] = lambda _trace: None,
+        executor: Executor | None = None,
+        first_stream: int = 0,
     ) -> None:
         self.endpoint: Final = endpoint
         self.session: Final = session
@@ -193,8 +206,11 @@ class PeerClient:
         self._alive = alive
         self._spend = spend
         self._trace = trace
+        self._executor = executor
         self._open = False
-        self._streams = 0
+        self._to_close = False
+        self._streams = first_stream
+        self._turn = 0
 
     @property
     def session_open(self) -> bool:
@@ -209,69 +225,69 @@ class PeerClient:
         epoch: int = 0,
         open_session: OpenSession = OpenSession.IF_UNEQUAL,
         repaired_version: int = 0,
+        confirmed_session: int = 0,
         purge_version: int = 0,
     ) -> RootsAnswer:
         """Compare the own root with the peer's, and open, renew or close the session there. One round trip.
 
-        Also the verification: with the session open, the peer compares what it holds now.
+        Also the verification: with the session open, the peer compares what it holds now. The last three arguments are
+        told only while the session is not open; their rules are those of ``core/deletes.py``.
 
         Args:
             root: Of the range, its tombstones below ``floors`` left out.
             floors: Shape (256,), by bucket; None: all 0.
             epoch: The seed epoch that ``root`` was made with.
             open_session: See :class:`OpenSession`.
-            repaired_version: The peer records durably that the range is repaired up to here, if it is equal.
-            purge_version: Every replica has acknowledged that it is repaired up to here.
+            repaired_version: What the session counts for if it is complete. The peer closes the past below it, durably,
+                before it looks at its rows, and remembers that it takes part.
+            confirmed_session: An earlier session of this range (its name) that was complete: recorded durably if the
+                peer took part in it since its last start.
+            purge_version: Every replica has recorded that it is repaired up to here.
 
         Raises:
             PeerError: the peer failed or broke the protocol. A refusal is no error, but in the answer.
         """
         bounds = wire.NO_FLOORS if floors is None else floors
-        request = self._compare_request(root, bounds, epoch, open_session)
-        request.repaired_version, request.purge_version = repaired_version, purge_version
-        try:
-            answer = await self._unary("Compare", request, pb.CompareResponse)
-            with self._peer_errors():
-                result = self._roots_answer(answer, root, bounds, epoch)
-        except SessionLostError:
-            self._open = False
-            raise
-        wanted = open_session is OpenSession.ALWAYS or (open_session is OpenSession.IF_UNEQUAL and not result.equal)
-        self._open = wanted and result.refusal is None and result.epoch == epoch
-        return result
-
-    def _compare_request(
-        self, root: Root, floors: NDArray[np.uint64], epoch: int, open_session: OpenSession
-    ) -> pb.CompareRequest:
         request = pb.CompareRequest(
+            open=open_session.value,
+            hashes=wire.encode_hashes(HASH_VERSION, epoch),
             root_digest=root.digest if root.count else b"",
             row_count=root.count,
-            hash_version=HASH_VERSION,
-            epoch=epoch,
-            floors=wire.encode_floors(floors, self._range),
-            open=open_session.value,
+            floors=wire.encode_floors(bounds, self._range),
         )
         if self._open or open_session is not OpenSession.NEVER:
-            request.session = self.session
+            request.session, request.turn = self.session, self._turn
+            self._turn += 1
+            # Until the answer is known, the peer may have opened it.
+            self._to_close = True
         if not self._open:
             request.keyspace = self._keyspace
             wire.put_range(request, self._range)
-            request.owner = self._owner if open_session is not OpenSession.NEVER else ""
-        return request
+            request.owner = self._owner
+            request.repaired_version = wire.encode_version(repaired_version)
+            request.confirmed_session = confirmed_session
+            request.purge_version = wire.encode_version(purge_version)
+        answer = await self._unary("Compare", request, pb.CompareResponse)
+        with self._peer_errors():
+            result = self._roots_answer(answer, root, bounds, epoch)
+        wanted = open_session is OpenSession.ALWAYS or (open_session is OpenSession.IF_UNEQUAL and not result.equal)
+        self._open = self._to_close = wanted and result.refusal is None and result.epoch == epoch
+        return result
 
     def _roots_answer(
         self, answer: pb.CompareResponse, root: Root, floors: NDArray[np.uint64], epoch: int
     ) -> RootsAnswer:
         if answer.HasField("refusal"):
             return RootsAnswer(False, 0, floors, epoch, refusal=_refusal(answer.refusal))
+        recorded = wire.decode_version(answer.repaired_version)
         if answer.equal:
-            return RootsAnswer(True, root.count, floors, epoch)
+            return RootsAnswer(True, root.count, floors, epoch, recorded)
         theirs = np.maximum(floors, wire.decode_floors(answer.floors, self._range))
-        if answer.epoch and answer.epoch != epoch:
-            return RootsAnswer(False, 0, theirs, answer.epoch)
-        if not answer.tree_depth <= TREE_DEPTH_MAX:
+        if answer.hashes:
+            return RootsAnswer(False, 0, theirs, wire.decode_hashes(answer.hashes)[1], recorded)
+        if answer.tree_depth > TREE_DEPTH_MAX:
             raise PeerMessageError(f"tree depth {answer.tree_depth}: at most {TREE_DEPTH_MAX} is possible")
-        return RootsAnswer(False, answer.row_count, theirs, epoch, answer.symbols, answer.tree_depth)
+        return RootsAnswer(False, answer.row_count, theirs, epoch, recorded, answer.symbols, answer.tree_depth)
 
     async def locate(self, request: Any) -> Any:
         """One step of the locator (core/locate.py): a LocateRequest, answered with a LocateAnswer."""
@@ -280,37 +296,162 @@ class PeerClient:
     async def row_digests(
         self, level: int, indices: NDArray[np.uint32], *, with_digests: bool = True
     ) -> AsyncGenerator[RowDigests, None]:
-        """All rows below some nodes of a level (ascending), chunk by chunk in the order of tokens.
+        """All rows below some nodes of a level (ascending, at least one), chunk by chunk in the order of tokens.
 
-        Without digests these are 0. An answer that is cut off is asked for again from its last whole token on.
+        Without digests these are 0. An answer that is cut off is asked for again from its last token on.
         """
-        left, seen = indices, -1
-        request = pb.ListDigestsRequest(session=self.session, level=level, with_digests=with_digests)
         ranges = node_ranges(level, indices, self._range)
-        bounds = np.array([(one.first, one.last) for one in ranges], np.uint64)
-        raise NotImplementedError((left, seen, request, bounds))
-        yield RowDigests.empty()
+        bounds = np.array([(one.first, one.last) for one in ranges], np.uint64).reshape(-1, 2)
+        request = pb.ListDigestsRequest(
+            session=self.session,
+            level=level,
+            indices=wire.pack_ascending(indices.astype(np.uint64)),
+            index_count=len(indices),
+            with_digests=with_digests,
+        )
+        seen_at_last = 0
+        attempt = 0
+        while True:
+            skip = seen_at_last
+            try:
+                async with aclosing(self._chunks("ListDigests", request, attempt)) as messages:
+                    async for message in messages:
+                        rows = self._digests_of(_typed(message, pb.DigestsChunk), bounds, request)
+                        seen_before = min(skip, _rows_at(rows, request.from_token))
+                        skip -= seen_before
+                        if seen_before == len(rows):
+                            continue
+                        last = int(rows.tokens[-1])
+                        seen_at_last = _rows_at(rows, last) + (seen_at_last - seen_before) * (
+                            last == request.from_token
+                        )
+                        request.from_token = last
+                        attempt = 0
+                        yield rows.take(slice(seen_before, None))
+            except _CutOffError as error:
+                attempt = await self._pause(error, attempt)
+            else:
+                return
+
+    def _digests_of(
+        self, message: pb.DigestsChunk, bounds: NDArray[np.uint64], request: pb.ListDigestsRequest
+    ) -> RowDigests:
+        with self._peer_errors():
+            rows = wire.decode_digests(message, bounds, with_digests=request.with_digests)
+            if int(rows.tokens[0]) < request.from_token:
+                raise PeerMessageError("row digests are not in the order of tokens")
+            return rows
 
     async def fetch(self, tokens: NDArray[np.uint64]) -> AsyncGenerator[list[Row], None]:
-        """The rows at some tokens (strictly ascending), chunk by chunk, each checked whole against its digest."""
-        raise NotImplementedError
-        yield []
+        """The rows at some tokens (strictly ascending), chunk by chunk, each checked whole against its digest.
+
+        What is cut off is asked for again from its last token on; no row is given twice.
+        """
+        wanted = frozenset(tokens.tolist())
+        last, keys_at_last = -1, frozenset[bytes]()
+        attempt = 0
+        while True:
+            left = tokens[tokens >= np.uint64(max(last, 0))]
+            request = pb.FetchRequest(session=self.session, tokens=wire.encode_tokens(left))
+            try:
+                async with aclosing(self._chunks("Fetch", request, attempt)) as messages:
+                    async for message in messages:
+                        rows = await self._in_thread(self._rows_of, _typed(message, pb.RowColumns), wanted, last)
+                        rows = [row for row in rows if row.token > last or row.key not in keys_at_last]
+                        if not rows:
+                            continue
+                        before, last = last, rows[-1].token
+                        at_last = frozenset(row.key for row in rows if row.token == last)
+                        keys_at_last = at_last | keys_at_last if last == before else at_last
+                        attempt = 0
+                        await self._spend(message.ByteSize(), len(rows))
+                        yield rows
+            except _CutOffError as error:
+                attempt = await self._pause(error, attempt)
+            else:
+                return
+
+    def _rows_of(self, message: pb.RowColumns, wanted: frozenset[int], last: int) -> list[Row]:
+        """Decode and check a chunk of rows. Runs in a worker thread."""
+        with self._peer_errors():
+            rows = wire.decode_rows(message, self._range)
+            if rows[0].token < last or any(row.token not in wanted for row in rows):
+                raise PeerMessageError("rows that were not asked for, or out of order")
+            return rows
 
     async def push(self, rows: Callable[[], Iterator[Row]]) -> Moved:
         """Give rows of the range, in the order of tokens; durable there when this returns.
 
+        The session must be open there (``OpenSession.ALWAYS`` where the peer is equal).
+
         Args:
             rows: Makes the iterator, once for each attempt; it is iterated in worker threads.
         """
-        raise NotImplementedError
+        self._streams += 1
+        attempt = 0
+        while True:
+            try:
+                return await self._push_once(rows, self._streams, attempt)
+            except _CutOffError as error:
+                attempt = await self._pause(error, attempt)
+
+    async def _push_once(self, rows: Callable[[], Iterator[Row]], stream: int, attempt: int) -> Moved:
+        chunks = wire.encode_rows(rows())
+        begun = asyncio.get_running_loop().time()
+        sent = row_bytes = find_bytes = 0
+        chunk = await self._in_thread(next, chunks, None)
+        if chunk is None:
+            return Moved(0, 0)
+
+        async def requests() -> AsyncIterator[Message]:
+            nonlocal chunk, sent, row_bytes, find_bytes
+            while chunk is not None:
+                request = pb.PushRequest(rows=chunk.message)
+                if not sent:
+                    request.session, request.stream = self.session, stream
+                await self._spend(request.ByteSize(), chunk.row_count)
+                yield request
+                sent += chunk.row_count
+                row_bytes += chunk.row_bytes
+                find_bytes += request.ByteSize() - chunk.row_bytes
+                chunk = await self._in_thread(next, chunks, None)
+
+        try:
+            with self._peer_errors():
+                answer = _typed(
+                    await self._calls.request_stream(
+                        "Push", requests(), self._config.stream_timeout_seconds, self._config.rpc_timeout_seconds
+                    ),
+                    pb.PushResponse,
+                )
+                find_bytes += answer.ByteSize()
+                if answer.rows_received != sent or answer.rows_applied > sent:
+                    raise PeerMessageError(f"{answer.rows_received} of {sent} rows acknowledged")
+        finally:
+            self._count("Push", begun, find_bytes, row_bytes, attempt)
+        return Moved(sent, answer.rows_applied, row_bytes)
 
     async def send_rows(self, target: str, tokens: NDArray[np.uint64]) -> Moved:
         """Let the peer give its rows at some tokens (strictly ascending) to another replica of the range itself.
 
         The target must have the session open too (``OpenSession.ALWAYS`` where it is equal). What travelled between
         the two is counted here.
+
+        Raises:
+            PeerError: its ``endpoint`` tells who failed: this peer, or the target.
         """
-        raise NotImplementedError
+        self._streams += 1
+        request = pb.SendRequest(
+            session=self.session, stream=self._streams, target=target, tokens=wire.encode_tokens(tokens)
+        )
+        answer = await self._unary("Send", request, pb.SendResponse, self._config.stream_timeout_seconds)
+        if answer.rows_applied > answer.rows_sent:
+            raise PeerError(self.endpoint, "broke the protocol: more rows applied than sent")
+        self._statistics.find_bytes += answer.other_bytes
+        self._statistics.move_bytes += answer.row_bytes
+        if answer.target_failure:
+            raise PeerError(target, f"did not take rows of {self.endpoint}: {answer.target_failure}")
+        return Moved(answer.rows_sent, answer.rows_applied, answer.row_bytes)
 
     async def heartbeat(self) -> None:
         """Keep session and lease.
@@ -321,15 +462,74 @@ class PeerClient:
         if self._open:
             await self._unary("Heartbeat", pb.HeartbeatRequest(session=self.session), pb.HeartbeatResponse)
 
+    def join_session(self) -> None:
+        """Use a session that somebody else has opened: to give rows to a replica on behalf of its coordinator."""
+        self._open = True
+
     async def close_session(self) -> None:
         """Give the peer's snapshot and lease back, if there are any. After it the client may compare again."""
-        if not self._open:
+        if not self._to_close:
             return
-        self._open = False
+        self._open = self._to_close = False
         await self._unary("Close", pb.CloseRequest(session=self.session), pb.CloseResponse)
 
-    async def _unary(self, method: str, request: Message, kind: type[Answer]) -> Answer:
-        raise NotImplementedError
+    async def _unary(
+        self, method: str, request: Message, kind: type[Answer], timeout_seconds: float | None = None
+    ) -> Answer:
+        timeout = self._config.rpc_timeout_seconds if timeout_seconds is None else timeout_seconds
+        attempt = 0
+        while True:
+            begun = asyncio.get_running_loop().time()
+            find_bytes = request.ByteSize()
+            try:
+                with self._peer_errors():
+                    answer = await self._calls.unary(method, request, timeout)
+                    find_bytes += answer.ByteSize()
+                    return _typed(answer, kind)
+            except _CutOffError as error:
+                attempt = await self._pause(error, attempt)
+            finally:
+                self._count(method, begun, find_bytes, 0, attempt)
+
+    async def _chunks(self, method: str, request: Message, attempt: int) -> AsyncGenerator[Message, None]:
+        """The answers to one request, counted."""
+        begun = asyncio.get_running_loop().time()
+        find_bytes, row_bytes = request.ByteSize(), 0
+        stream = self._calls.response_stream(
+            method, request, self._config.stream_timeout_seconds, self._config.rpc_timeout_seconds
+        )
+        try:
+            with self._peer_errors():
+                async for message in stream:
+                    carried = len(message.content) if isinstance(message, pb.RowColumns) else 0
+                    row_bytes += carried
+                    find_bytes += message.ByteSize() - carried
+                    yield message
+        finally:
+            await stream.aclose()
+            self._count(method, begun, find_bytes, row_bytes, attempt)
+
+    def _count(self, method: str, begun: float, find_bytes: int, row_bytes: int, attempt: int) -> None:
+        self.requests += 1
+        self._statistics.requests += 1
+        self._statistics.find_bytes += find_bytes
+        self._statistics.move_bytes += row_bytes
+        seconds = asyncio.get_running_loop().time() - begun
+        self._trace(CallTrace(self.endpoint, method, find_bytes, row_bytes, seconds, attempt + 1))
+
+    async def _pause(self, error: _CutOffError, attempt: int) -> int:
+        """Wait before the next attempt, and return its number.
+
+        Raises:
+            PeerError: there is none.
+        """
+        if attempt + 1 >= self._retry.attempts_max or not self._alive():
+            raise PeerError(self.endpoint, error.detail) from error
+        await asyncio.sleep(self._retry.pause_seconds(attempt, self._random))
+        return attempt + 1
+
+    async def _in_thread(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     @contextmanager
     def _peer_errors(self) -> Iterator[None]:
@@ -337,7 +537,10 @@ class PeerClient:
         try:
             yield
         except CallError as error:
+            if error.code in _REPEATABLE:
+                raise _CutOffError(self.endpoint, _reason(error)) from error
             if error.code is grpc.StatusCode.ABORTED:
+                self._open = self._to_close = False
                 raise SessionLostError(self.endpoint, f"lost the session: {error.detail}") from error
             raise PeerError(self.endpoint, _reason(error)) from error
         except PeerMessageError as error:
@@ -360,3 +563,15 @@ def _refusal(refusal: pb.Refusal) -> Refusal:
     except ValueError as error:
         raise PeerMessageError(f"refusal of unknown kind {refusal.kind}") from error
     return Refusal(kind, refusal.detail, refusal.holder, refusal.retry_after_ms / 1000)
+
+
+def _typed(message: Message, kind: type[Answer]) -> Answer:
+    """The transport parses each method's own type."""
+    if not isinstance(message, kind):
+        raise TypeError(f"the transport gave a {type(message).__name__} where a {kind.__name__} belongs")
+    return message
+
+
+def _rows_at(rows: RowDigests, token: int) -> int:
+    """How many of some rows lie at a token."""
+    return int((rows.tokens == np.uint64(token)).sum())

@@ -29,6 +29,8 @@ from antientropy.v1 import repair_pb2 as pb
 #: Buckets of the token line: nodes of this level of the tree.
 _BUCKET_LEVEL: Final = 2
 _BUCKETS: Final = FAN_OUT**_BUCKET_LEVEL
+#: Versions of the hash functions that one number of the wire can tell apart, beside the epoch.
+_HASH_VERSIONS: Final = 16
 #: No tombstone is left out.
 NO_FLOORS: Final[NDArray[np.uint64]] = np.zeros(_BUCKETS, np.uint64)
 NO_FLOORS.setflags(write=False)
@@ -158,6 +160,28 @@ def decode_floors(data: bytes, token_range: TokenRange) -> NDArray[np.uint64]:
         if end != len(data):
             raise PeerMessageError(f"{len(data) - end} bytes follow the floors")
     return floors
+
+
+def encode_version(version: int) -> bytes:
+    """A version in 8 bytes, big-endian, without the zeros at its end: those that stand for whole seconds are short."""
+    return version.to_bytes(8, "big").rstrip(b"\0")
+
+
+def decode_version(data: bytes) -> int:
+    """The inverse."""
+    if len(data) > 8 or data.endswith(b"\0"):
+        raise PeerMessageError(f"a version of {len(data)} bytes, or with zeros at its end")
+    return int.from_bytes(data.ljust(8, b"\0"), "big")
+
+
+def encode_hashes(hash_version: int, epoch: int) -> int:
+    """Which hashes are spoken, as one number."""
+    return epoch * _HASH_VERSIONS + hash_version
+
+
+def decode_hashes(hashes: int) -> tuple[int, int]:
+    """The inverse: version of the functions, and seed epoch."""
+    return hashes % _HASH_VERSIONS, hashes // _HASH_VERSIONS
 
 
 # --- requests ---

@@ -37,76 +37,82 @@ class CompareRequest(_message.Message):
 
     class _OpenEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[CompareRequest._Open.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
-        OPEN_NONE: CompareRequest._Open.ValueType  # 0
-        """Only compare. An open session closes."""
-        OPEN_IF_UNEQUAL: CompareRequest._Open.ValueType  # 1
-        OPEN_ALWAYS: CompareRequest._Open.ValueType  # 2
+        OPEN_IF_UNEQUAL: CompareRequest._Open.ValueType  # 0
+        OPEN_ALWAYS: CompareRequest._Open.ValueType  # 1
         """Also when equal: then without a snapshot, to take rows that other replicas lack too."""
+        OPEN_NONE: CompareRequest._Open.ValueType  # 2
+        """Only compare. An open session closes."""
 
     class Open(_Open, metaclass=_OpenEnumTypeWrapper): ...
-    OPEN_NONE: CompareRequest.Open.ValueType  # 0
-    """Only compare. An open session closes."""
-    OPEN_IF_UNEQUAL: CompareRequest.Open.ValueType  # 1
-    OPEN_ALWAYS: CompareRequest.Open.ValueType  # 2
+    OPEN_IF_UNEQUAL: CompareRequest.Open.ValueType  # 0
+    OPEN_ALWAYS: CompareRequest.Open.ValueType  # 1
     """Also when equal: then without a snapshot, to take rows that other replicas lack too."""
+    OPEN_NONE: CompareRequest.Open.ValueType  # 2
+    """Only compare. An open session closes."""
 
     SESSION_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    ROOT_DIGEST_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    FLOORS_FIELD_NUMBER: _builtins.int
     KEYSPACE_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     TOKENS_AFTER_FIELD_NUMBER: _builtins.int
-    HASH_VERSION_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
-    ROOT_DIGEST_FIELD_NUMBER: _builtins.int
-    ROW_COUNT_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    FLOORS_FIELD_NUMBER: _builtins.int
-    OPEN_FIELD_NUMBER: _builtins.int
     REPAIRED_VERSION_FIELD_NUMBER: _builtins.int
+    CONFIRMED_SESSION_FIELD_NUMBER: _builtins.int
     PURGE_VERSION_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     """Chosen by the coordinator, greater than that of its earlier sessions. 0 with OPEN_NONE only."""
+    turn: _builtins.int
+    """0, 1, ... of one session: a repeated request has the same one, an earlier one is late."""
+    open: Global___CompareRequest.Open.ValueType
+    hashes: _builtins.int
+    """16 * the seed epoch of hashes + the version of their functions. Unequal ones cannot be compared."""
+    root_digest: _builtins.bytes
+    """16 bytes: XOR of the epoch digests of all rows of the range, and how many they are. Empty: no rows."""
+    row_count: _builtins.int
+    floors: _builtins.bytes
+    """Floors of the buckets of the range: tombstones with a lesser version are left out. Empty: all 0."""
     keyspace: _builtins.str
-    """Absent when the session is open, with all up to `owner`."""
+    """Absent when the session is open, with all that follow: the session knows them."""
     first_token: _builtins.int
     """The range, both ends inclusive: absent numbers are every token."""
     tokens_after: _builtins.int
     """2**64 - 1 less the last token."""
-    hash_version: _builtins.int
-    """Which hash of rows and nodes is spoken. Unequal ones cannot be compared."""
     owner: _builtins.str
     """The coordinator's endpoint: who holds the lease on the range, for people and for a new session of the same owner."""
-    root_digest: _builtins.bytes
-    """16 bytes: XOR of the epoch digests of all rows of the range, and how many they are. Empty: no rows."""
-    row_count: _builtins.int
-    epoch: _builtins.int
-    """The seed of the hashes in the digest above."""
-    floors: _builtins.bytes
-    """Packed column over the buckets of the range: tombstones with a lesser version are left out. Empty: all 0."""
-    open: Global___CompareRequest.Open.ValueType
-    repaired_version: _builtins.int
-    """If equal, the range counts as repaired up to this version. 0: it does not."""
-    purge_version: _builtins.int
-    """Every replica has acknowledged that it is repaired up to here: older tombstones may be purged. 0: nothing new."""
+    repaired_version: _builtins.bytes
+    """Versions below travel as 8 bytes, big-endian, without zeros at their end. Empty: 0.
+    If the session turns out complete, it counts up to this version: no older row is taken but from repair from now on.
+    """
+    confirmed_session: _builtins.int
+    """An earlier session of the coordinator that was complete: recorded as repaired, durably. 0: none."""
+    purge_version: _builtins.bytes
+    """Every replica has recorded that it is repaired up to here: older tombstones may be purged."""
     def __init__(
         self,
         *,
         session: _builtins.int = ...,
+        turn: _builtins.int = ...,
+        open: Global___CompareRequest.Open.ValueType = ...,
+        hashes: _builtins.int = ...,
+        root_digest: _builtins.bytes = ...,
+        row_count: _builtins.int = ...,
+        floors: _builtins.bytes = ...,
         keyspace: _builtins.str = ...,
         first_token: _builtins.int = ...,
         tokens_after: _builtins.int = ...,
-        hash_version: _builtins.int = ...,
         owner: _builtins.str = ...,
-        root_digest: _builtins.bytes = ...,
-        row_count: _builtins.int = ...,
-        epoch: _builtins.int = ...,
-        floors: _builtins.bytes = ...,
-        open: Global___CompareRequest.Open.ValueType = ...,
-        repaired_version: _builtins.int = ...,
-        purge_version: _builtins.int = ...,
+        repaired_version: _builtins.bytes = ...,
+        confirmed_session: _builtins.int = ...,
+        purge_version: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "first_token", b"first_token", "floors", b"floors", "hash_version", b"hash_version", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_session", b"confirmed_session", "first_token", b"first_token", "floors", b"floors", "hashes", b"hashes", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -121,18 +127,21 @@ class CompareResponse(_message.Message):
     SYMBOLS_FIELD_NUMBER: _builtins.int
     TREE_DEPTH_FIELD_NUMBER: _builtins.int
     FLOORS_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    REPAIRED_VERSION_FIELD_NUMBER: _builtins.int
     equal: _builtins.bool
     row_count: _builtins.int
-    """The rest is set when not equal."""
+    """The rest is set when not equal, but `repaired_version`."""
     symbols: _builtins.bytes
-    """First symbols of the sketch of the range, see Locate. Empty: no session is open."""
+    """First symbols of the sketch of the range, see Locate. Empty: no snapshot is open."""
     tree_depth: _builtins.int
     floors: _builtins.bytes
-    """Packed column as in the request: the greatest floors of both sides. Empty: those of the request."""
-    epoch: _builtins.int
-    """Set when it is not that of the request: whose epoch is less builds its hashes anew, then it is asked again."""
+    """As in the request: the greatest floors of both sides. Empty: those of the request."""
+    hashes: _builtins.int
+    """Set when `hashes` differ: the own ones. Whose epoch is less builds its hashes anew, then it is asked again."""
+    repaired_version: _builtins.bytes
+    """Answers `confirmed_session`: up to which version all buckets of the range are recorded as repaired."""
     @_builtins.property
     def refusal(self) -> Global___Refusal:
         """Set: nothing was compared, no session is open."""
@@ -145,12 +154,13 @@ class CompareResponse(_message.Message):
         symbols: _builtins.bytes = ...,
         tree_depth: _builtins.int = ...,
         floors: _builtins.bytes = ...,
-        epoch: _builtins.int = ...,
+        hashes: _builtins.int = ...,
         refusal: Global___Refusal | None = ...,
+        repaired_version: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "equal", b"equal", "floors", b"floors", "refusal", b"refusal", "row_count", b"row_count", "symbols", b"symbols", "tree_depth", b"tree_depth"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["equal", b"equal", "floors", b"floors", "hashes", b"hashes", "refusal", b"refusal", "repaired_version", b"repaired_version", "row_count", b"row_count", "symbols", b"symbols", "tree_depth", b"tree_depth"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -207,6 +217,7 @@ class Refusal(_message.Message):
     holder: _builtins.str
     """Who holds the lease."""
     retry_after_ms: _builtins.int
+    """0: nothing is known."""
     def __init__(
         self,
         *,
@@ -274,6 +285,7 @@ class ListDigestsRequest(_message.Message):
     INDICES_FIELD_NUMBER: _builtins.int
     INDEX_COUNT_FIELD_NUMBER: _builtins.int
     WITH_DIGESTS_FIELD_NUMBER: _builtins.int
+    FROM_TOKEN_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     level: _builtins.int
     indices: _builtins.bytes
@@ -281,6 +293,8 @@ class ListDigestsRequest(_message.Message):
     index_count: _builtins.int
     with_digests: _builtins.bool
     """False: tokens and versions only."""
+    from_token: _builtins.int
+    """Rows at lesser tokens are left out: they have arrived before the call was cut off."""
     def __init__(
         self,
         *,
@@ -289,10 +303,11 @@ class ListDigestsRequest(_message.Message):
         indices: _builtins.bytes = ...,
         index_count: _builtins.int = ...,
         with_digests: _builtins.bool = ...,
+        from_token: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_count", b"index_count", "indices", b"indices", "level", b"level", "session", b"session", "with_digests", b"with_digests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_token", b"from_token", "index_count", b"index_count", "indices", b"indices", "level", b"level", "session", b"session", "with_digests", b"with_digests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -473,11 +488,14 @@ class SendResponse(_message.Message):
     ROWS_APPLIED_FIELD_NUMBER: _builtins.int
     ROW_BYTES_FIELD_NUMBER: _builtins.int
     OTHER_BYTES_FIELD_NUMBER: _builtins.int
+    TARGET_FAILURE_FIELD_NUMBER: _builtins.int
     rows_sent: _builtins.int
     rows_applied: _builtins.int
     row_bytes: _builtins.int
     """Keys and values, and everything else that travelled to the target and back."""
     other_bytes: _builtins.int
+    target_failure: _builtins.str
+    """Set: the target failed, and how; what was sent before that is counted above."""
     def __init__(
         self,
         *,
@@ -485,10 +503,11 @@ class SendResponse(_message.Message):
         rows_applied: _builtins.int = ...,
         row_bytes: _builtins.int = ...,
         other_bytes: _builtins.int = ...,
+        target_failure: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["other_bytes", b"other_bytes", "row_bytes", b"row_bytes", "rows_applied", b"rows_applied", "rows_sent", b"rows_sent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["other_bytes", b"other_bytes", "row_bytes", b"row_bytes", "rows_applied", b"rows_applied", "rows_sent", b"rows_sent", "target_failure", b"target_failure"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
