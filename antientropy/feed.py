@@ -4,57 +4,72 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
 
 from antientropy.limits import UPDATES_QUEUED_MAX
 from antientropy.reports import RepairUpdate
 
 
 class UpdateFeed:
-    """Updates for any number of listeners. A slow one misses the oldest of those that it has not read yet, never the last.
-
-    One event loop; not thread-safe.
-    """
+    """Updates for any number of listeners. One event loop; not thread-safe."""
 
     def __init__(self) -> None:
-        self._listeners: dict[int, tuple[deque[RepairUpdate], asyncio.Event]] = {}
-        self._numbers = 0
+        self._listeners: list[UpdateListener] = []
         self.last: RepairUpdate | None = None
         """The latest update."""
         self.ended = False
 
-    @property
-    def listeners(self) -> int:
-        """How many listen."""
-        return len(self._listeners)
-
     def publish(self, update: RepairUpdate) -> None:
         """Hand an update to everybody."""
         self.last = update
-        for queue, arrived in self._listeners.values():
-            queue.append(update)
-            arrived.set()
+        for listener in self._listeners:
+            listener.push(update)
 
     def end(self) -> None:
         """There will be no more."""
         self.ended = True
-        for _, arrived in self._listeners.values():
-            arrived.set()
+        for listener in self._listeners:
+            listener.wake()
 
-    async def listen(self) -> AsyncGenerator[RepairUpdate, None]:
+    def listen(self) -> UpdateListener:
         """All updates from now on, until the end."""
-        queue: deque[RepairUpdate] = deque(maxlen=UPDATES_QUEUED_MAX)
-        arrived = asyncio.Event()
-        self._numbers += 1
-        number = self._numbers
-        self._listeners[number] = (queue, arrived)
-        try:
-            while True:
-                while queue:
-                    yield queue.popleft()
-                if self.ended:
-                    return
-                arrived.clear()
-                await arrived.wait()
-        finally:
-            del self._listeners[number]
+        listener = UpdateListener(self)
+        self._listeners.append(listener)
+        return listener
+
+    def forget(self, listener: UpdateListener) -> None:
+        """A listener has gone."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+
+class UpdateListener:
+    """One listener's queue. A slow one misses the oldest of what it has not read yet, never the last."""
+
+    def __init__(self, feed: UpdateFeed) -> None:
+        self._feed = feed
+        self._queue: deque[RepairUpdate] = deque(maxlen=UPDATES_QUEUED_MAX)
+        self._arrived = asyncio.Event()
+
+    def push(self, update: RepairUpdate) -> None:
+        """Called by the feed. An update without a message gives way to the next one."""
+        if self._queue and not self._queue[-1].message and not update.message:
+            self._queue.pop()
+        self._queue.append(update)
+        self._arrived.set()
+
+    def wake(self) -> None:
+        """Called by the feed at its end."""
+        self._arrived.set()
+
+    async def next(self) -> RepairUpdate | None:
+        """The next update; None: there will be no more."""
+        while not self._queue:
+            if self._feed.ended:
+                return None
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._queue.popleft()
+
+    def close(self) -> None:
+        """Listen no longer."""
+        self._feed.forget(self)

@@ -42,8 +42,9 @@ CREATE TABLE verified (
     row_count INTEGER NOT NULL, verified_at REAL NOT NULL, PRIMARY KEY (session_id, first_token)
 ) WITHOUT ROWID;
 CREATE TABLE repaired (
-    keyspace TEXT NOT NULL, first_token BLOB NOT NULL, last_token BLOB NOT NULL, repaired_version BLOB NOT NULL,
-    repaired_at REAL NOT NULL, differences INTEGER NOT NULL, PRIMARY KEY (keyspace, first_token)
+    keyspace TEXT NOT NULL, first_token BLOB NOT NULL, last_token BLOB NOT NULL, replicas TEXT NOT NULL,
+    repaired_version BLOB NOT NULL, acknowledged_version BLOB NOT NULL, repaired_at REAL NOT NULL,
+    differences INTEGER NOT NULL, PRIMARY KEY (keyspace, first_token)
 ) WITHOUT ROWID;
 """
 
@@ -68,13 +69,17 @@ class JournaledSession:
     """Ascending, disjoint."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RepairedPart:
     """A part of the token line and its last repair in which every replica took part and acknowledged."""
 
     token_range: TokenRange
+    replicas: tuple[str, ...]
+    """Who took part, ordered: with other replicas it says nothing."""
     repaired_version: int
     """Every write with a lesser version has reached every replica; 0: repaired, but versions tell no time."""
+    acknowledged_version: int
+    """Every replica has recorded durably that it is repaired up to here, so that older tombstones may go."""
     repaired_at: float
     """When that repair began, in seconds since the epoch."""
     differences: int
@@ -378,12 +383,14 @@ def _range(first: bytes, last: bytes) -> TokenRange:
 
 def _insert(connection: sqlite3.Connection, keyspace: str, part: RepairedPart) -> None:
     connection.execute(
-        "INSERT INTO repaired VALUES (?,?,?,?,?,?)",
+        "INSERT INTO repaired VALUES (?,?,?,?,?,?,?,?)",
         (
             keyspace,
             _blob(part.token_range.first),
             _blob(part.token_range.last),
+            json.dumps(part.replicas),
             _blob(part.repaired_version),
+            _blob(part.acknowledged_version),
             part.repaired_at,
             part.differences,
         ),
@@ -392,11 +399,18 @@ def _insert(connection: sqlite3.Connection, keyspace: str, part: RepairedPart) -
 
 def _parts(connection: sqlite3.Connection, keyspace: str) -> list[RepairedPart]:
     rows = connection.execute(
-        "SELECT first_token, last_token, repaired_version, repaired_at, differences FROM repaired "
-        "WHERE keyspace = ? ORDER BY first_token",
+        "SELECT first_token, last_token, replicas, repaired_version, acknowledged_version, repaired_at, differences "
+        "FROM repaired WHERE keyspace = ? ORDER BY first_token",
         (keyspace,),
     ).fetchall()
     return [
-        RepairedPart(_range(first, last), int.from_bytes(version, "big"), at, differences)
-        for first, last, version, at, differences in rows
+        RepairedPart(
+            token_range=_range(first, last),
+            replicas=tuple(json.loads(replicas)),
+            repaired_version=int.from_bytes(version, "big"),
+            acknowledged_version=int.from_bytes(acknowledged, "big"),
+            repaired_at=at,
+            differences=differences,
+        )
+        for first, last, replicas, version, acknowledged, at, differences in rows
     ]

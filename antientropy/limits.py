@@ -62,3 +62,14 @@ PURGE_ROWS_PER_SLICE_MAX: Final = 2_000
 PREVIEW_KEYS_MAX: Final = 10
 #: A version so far ahead of the own clock is not of a write under way, but of a wrong clock.
 CLOCK_AHEAD_SECONDS_MAX: Final = 60.0
+#: Sessions that have closed and whose last answer is remembered, a few hundred bytes each: messages of theirs that come
+#: late or again are told from those of a session that was lost.
+FINISHED_SESSIONS_MAX: Final = 1_024
+#: Sessions open at once, with and without snapshots: leases of disjoint ranges of all keyspaces.
+SERVED_SESSIONS_MAX: Final = 256
+#: Streams of rows of one session whose chunks are remembered for a repetition.
+STREAMS_PER_SESSION_MAX: Final = 64
+#: How far the seed epoch of a peer may be ahead: each step is one rotation by the scrub, so more is a broken peer.
+EPOCH_STEP_MAX: Final = 1_000
+#: Tombstones that one call purges: a short write transaction.
+PURGE_ROWS_MAX: Final = 4_096

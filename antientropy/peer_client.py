@@ -26,10 +26,10 @@ from antientropy import wire
 from antientropy.config import RepairConfig
 from antientropy.core.hashing import HASH_VERSION
 from antientropy.core.merkle import Root
-from antientropy.core.rows import Row, RowDigests
-from antientropy.core.tokens import TokenRange, node_ranges
+from antientropy.core.rows import Row
+from antientropy.core.sketch import Symbols
+from antientropy.core.tokens import TokenRange
 from antientropy.errors import PeerError, PeerMessageError, SessionLostError
-from antientropy.limits import TREE_DEPTH_MAX
 from antientropy.reports import RepairStatistics
 from antientropy.transport.base import CallError, PeerCalls
 from antientropy.v1 import repair_pb2 as pb
@@ -100,9 +100,8 @@ class RootsAnswer:
     peer has begun to if it is the lesser one), then compare again."""
     repaired_version: int = 0
     """Answers ``confirmed_session``: up to which version all buckets of the range are recorded as repaired there."""
-    symbols: bytes = b""
-    """First symbols of its sketch of the range, for the locator; empty when there is no session with a snapshot."""
-    tree_depth: int = 0
+    symbols: Symbols | None = None
+    """First symbols of its sketch of the range, for the locator; None when there is no session with a snapshot."""
     refusal: Refusal | None = None
     """Set: nothing was compared, no session is open."""
 
@@ -227,6 +226,7 @@ class PeerClient:
         repaired_version: int = 0,
         confirmed_session: int = 0,
         purge_version: int = 0,
+        forced: bool = False,
     ) -> RootsAnswer:
         """Compare the own root with the peer's, and open, renew or close the session there. One round trip.
 
@@ -243,6 +243,7 @@ class PeerClient:
             confirmed_session: An earlier session of this range (its name) that was complete: recorded durably if the
                 peer took part in it since its last start.
             purge_version: Every replica has recorded that it is repaired up to here.
+            forced: Also with a replica that was away for too long; no tombstone is left out on either side.
 
         Raises:
             PeerError: the peer failed or broke the protocol. A refusal is no error, but in the answer.
@@ -253,6 +254,7 @@ class PeerClient:
             hashes=wire.encode_hashes(HASH_VERSION, epoch),
             root_digest=root.digest if root.count else b"",
             row_count=root.count,
+            forced=forced,
             floors=wire.encode_floors(bounds, self._range),
         )
         if self._open or open_session is not OpenSession.NEVER:
@@ -285,62 +287,12 @@ class PeerClient:
         theirs = np.maximum(floors, wire.decode_floors(answer.floors, self._range))
         if answer.hashes:
             return RootsAnswer(False, 0, theirs, wire.decode_hashes(answer.hashes)[1], recorded)
-        if answer.tree_depth > TREE_DEPTH_MAX:
-            raise PeerMessageError(f"tree depth {answer.tree_depth}: at most {TREE_DEPTH_MAX} is possible")
-        return RootsAnswer(False, answer.row_count, theirs, epoch, recorded, answer.symbols, answer.tree_depth)
+        symbols = wire.decode_first_symbols(answer.symbols)
+        return RootsAnswer(False, answer.row_count, theirs, epoch, recorded, symbols)
 
     async def locate(self, request: Any) -> Any:
         """One step of the locator (core/locate.py): a LocateRequest, answered with a LocateAnswer."""
         raise NotImplementedError
-
-    async def row_digests(
-        self, level: int, indices: NDArray[np.uint32], *, with_digests: bool = True
-    ) -> AsyncGenerator[RowDigests, None]:
-        """All rows below some nodes of a level (ascending, at least one), chunk by chunk in the order of tokens.
-
-        Without digests these are 0. An answer that is cut off is asked for again from its last token on.
-        """
-        ranges = node_ranges(level, indices, self._range)
-        bounds = np.array([(one.first, one.last) for one in ranges], np.uint64).reshape(-1, 2)
-        request = pb.ListDigestsRequest(
-            session=self.session,
-            level=level,
-            indices=wire.pack_ascending(indices.astype(np.uint64)),
-            index_count=len(indices),
-            with_digests=with_digests,
-        )
-        seen_at_last = 0
-        attempt = 0
-        while True:
-            skip = seen_at_last
-            try:
-                async with aclosing(self._chunks("ListDigests", request, attempt)) as messages:
-                    async for message in messages:
-                        rows = self._digests_of(_typed(message, pb.DigestsChunk), bounds, request)
-                        seen_before = min(skip, _rows_at(rows, request.from_token))
-                        skip -= seen_before
-                        if seen_before == len(rows):
-                            continue
-                        last = int(rows.tokens[-1])
-                        seen_at_last = _rows_at(rows, last) + (seen_at_last - seen_before) * (
-                            last == request.from_token
-                        )
-                        request.from_token = last
-                        attempt = 0
-                        yield rows.take(slice(seen_before, None))
-            except _CutOffError as error:
-                attempt = await self._pause(error, attempt)
-            else:
-                return
-
-    def _digests_of(
-        self, message: pb.DigestsChunk, bounds: NDArray[np.uint64], request: pb.ListDigestsRequest
-    ) -> RowDigests:
-        with self._peer_errors():
-            rows = wire.decode_digests(message, bounds, with_digests=request.with_digests)
-            if int(rows.tokens[0]) < request.from_token:
-                raise PeerMessageError("row digests are not in the order of tokens")
-            return rows
 
     async def fetch(self, tokens: NDArray[np.uint64]) -> AsyncGenerator[list[Row], None]:
         """The rows at some tokens (strictly ascending), chunk by chunk, each checked whole against its digest.
@@ -570,8 +522,3 @@ def _typed(message: Message, kind: type[Answer]) -> Answer:
     if not isinstance(message, kind):
         raise TypeError(f"the transport gave a {type(message).__name__} where a {kind.__name__} belongs")
     return message
-
-
-def _rows_at(rows: RowDigests, token: int) -> int:
-    """How many of some rows lie at a token."""
-    return int((rows.tokens == np.uint64(token)).sum())

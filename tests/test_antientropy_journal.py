@@ -51,6 +51,17 @@ def info(
     )
 
 
+def repaired(first: int, last: int, version: int = 1, at: float = 1.0, differences: int = 0) -> RepairedPart:
+    return RepairedPart(
+        token_range=TokenRange(first, last),
+        replicas=("a:1", "b:1"),
+        repaired_version=version,
+        acknowledged_version=version // 2,
+        repaired_at=at,
+        differences=differences,
+    )
+
+
 def part(first: int, last: int, at: float = 20.0) -> VerifiedPart:
     return VerifiedPart(TokenRange(first, last), Root(bytes(range(16)), 9), at)
 
@@ -120,7 +131,7 @@ def test_repaired_parts_are_the_last_repair_of_each_token(repairs: list[tuple[in
     expected: dict[int, tuple[int, float, int]] = {}
     for number, (one, other, version) in enumerate(repairs):
         first, last = sorted((one, other))
-        journal.repaired("kv", RepairedPart(TokenRange(first, last), version, float(number), number))
+        journal.repaired("kv", repaired(first, last, version, float(number), number))
         expected |= dict.fromkeys(range(first, last + 1), (version, float(number), number))
     parts = journal.repaired_parts("kv")
     found = {
@@ -137,7 +148,7 @@ def test_repaired_parts_are_the_last_repair_of_each_token(repairs: list[tuple[in
 
 def test_versions_and_tokens_use_all_64_bits(tmp_path: Path) -> None:
     journal = RepairJournal(tmp_path)
-    whole = RepairedPart(TokenRange.full(), TOKEN_MAX, 1.5, 3)
+    whole = repaired(0, TOKEN_MAX, TOKEN_MAX, 1.5, 3)
     journal.repaired("kv", whole)
     assert journal.repaired_parts("kv") == [whole]
     journal.close()
@@ -152,7 +163,7 @@ def fill(journal: RepairJournal, step: str) -> None:
         elif step == "verify":
             journal.verify(info(), part(number, number))
         else:
-            journal.repaired("kv", RepairedPart(TokenRange(number, number), 1, 1.0, 0))
+            journal.repaired("kv", repaired(number, number))
 
 
 @pytest.mark.parametrize("step", ["begin", "update", "verify", "repaired"])
@@ -248,8 +259,8 @@ def steps() -> list:  # type: ignore[type-arg] # imported by the killed process 
     return [
         lambda journal: journal.begin(info(), OPTIONS),
         lambda journal: journal.verify(replace(info(), progress=0.5), part(0, 5)),
-        lambda journal: journal.repaired("kv", RepairedPart(TokenRange(0, 99), 5, 1.0, 2)),
-        lambda journal: journal.repaired("kv", RepairedPart(TokenRange(10, 19), 6, 2.0, 3)),
+        lambda journal: journal.repaired("kv", repaired(0, 99, 5, 1.0, 2)),
+        lambda journal: journal.repaired("kv", repaired(10, 19, 6, 2.0, 3)),
         lambda journal: journal.update(info(state=SessionState.COMPLETED)),
     ]
 

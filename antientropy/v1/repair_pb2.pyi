@@ -7,10 +7,8 @@ Every byte here but keys and values of rows is overhead, so: columns travel pack
 the coordinator chooses the name of a session, and a session closes with the comparison that finds both sides equal.
 
 A packed column of n unsigned integers is one byte (upper 4 bits: bytes of the base b; lower 4 bits: bytes w of an
-entry), the base in b bytes, then n entries of w bytes; an entry is its value less the base. A packed ascending column
-is its first value in 8 bytes (none if n = 0), then the packed column of the n - 1 steps. All little-endian, but
-digests: 16 bytes, big-endian. The tree has a fan-out of 16 over the prefixes of tokens; node `index` of `level` covers the tokens
-whose first 4 * level bits are `index`. A bucket is a node of level 2: 1/256 of the token line.
+entry), the base in b bytes, then n entries of w bytes; an entry is its value less the base. All little-endian, but
+digests: 16 bytes, big-endian. A bucket is 1/256 of the token line.
 """
 
 from google.protobuf import descriptor as _descriptor
@@ -64,6 +62,7 @@ class CompareRequest(_message.Message):
     REPAIRED_VERSION_FIELD_NUMBER: _builtins.int
     CONFIRMED_SESSION_FIELD_NUMBER: _builtins.int
     PURGE_VERSION_FIELD_NUMBER: _builtins.int
+    FORCED_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     """Chosen by the coordinator, greater than that of its earlier sessions. 0 with OPEN_NONE only."""
     turn: _builtins.int
@@ -92,6 +91,8 @@ class CompareRequest(_message.Message):
     """An earlier session of the coordinator that was complete: recorded as repaired, durably. 0: none."""
     purge_version: _builtins.bytes
     """Every replica has recorded that it is repaired up to here: older tombstones may be purged."""
+    forced: _builtins.bool
+    """A replica that was away for too long takes part all the same; no tombstone is left out, whatever the floors."""
     def __init__(
         self,
         *,
@@ -109,10 +110,11 @@ class CompareRequest(_message.Message):
         repaired_version: _builtins.bytes = ...,
         confirmed_session: _builtins.int = ...,
         purge_version: _builtins.bytes = ...,
+        forced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_session", b"confirmed_session", "first_token", b"first_token", "floors", b"floors", "hashes", b"hashes", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_session", b"confirmed_session", "first_token", b"first_token", "floors", b"floors", "forced", b"forced", "hashes", b"hashes", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -125,7 +127,6 @@ class CompareResponse(_message.Message):
     EQUAL_FIELD_NUMBER: _builtins.int
     ROW_COUNT_FIELD_NUMBER: _builtins.int
     SYMBOLS_FIELD_NUMBER: _builtins.int
-    TREE_DEPTH_FIELD_NUMBER: _builtins.int
     FLOORS_FIELD_NUMBER: _builtins.int
     HASHES_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
@@ -135,7 +136,6 @@ class CompareResponse(_message.Message):
     """The rest is set when not equal, but `repaired_version`."""
     symbols: _builtins.bytes
     """First symbols of the sketch of the range, see Locate. Empty: no snapshot is open."""
-    tree_depth: _builtins.int
     floors: _builtins.bytes
     """As in the request: the greatest floors of both sides. Empty: those of the request."""
     hashes: _builtins.int
@@ -152,7 +152,6 @@ class CompareResponse(_message.Message):
         equal: _builtins.bool = ...,
         row_count: _builtins.int = ...,
         symbols: _builtins.bytes = ...,
-        tree_depth: _builtins.int = ...,
         floors: _builtins.bytes = ...,
         hashes: _builtins.int = ...,
         refusal: Global___Refusal | None = ...,
@@ -160,7 +159,7 @@ class CompareResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["equal", b"equal", "floors", b"floors", "hashes", b"hashes", "refusal", b"refusal", "repaired_version", b"repaired_version", "row_count", b"row_count", "symbols", b"symbols", "tree_depth", b"tree_depth"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["equal", b"equal", "floors", b"floors", "hashes", b"hashes", "refusal", b"refusal", "repaired_version", b"repaired_version", "row_count", b"row_count", "symbols", b"symbols"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -242,7 +241,7 @@ class LocateRequest(_message.Message):
     BODY_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     body: _builtins.bytes
-    """See core/locate.py."""
+    """A packed LocateRequest of core/requests.py."""
     def __init__(
         self,
         *,
@@ -263,6 +262,7 @@ class LocateResponse(_message.Message):
 
     BODY_FIELD_NUMBER: _builtins.int
     body: _builtins.bytes
+    """A packed LocateAnswer, which takes the request to be read."""
     def __init__(
         self,
         *,
@@ -275,74 +275,6 @@ class LocateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LocateResponse: _TypeAlias = LocateResponse  # noqa: Y015
-
-@_typing.final
-class ListDigestsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_FIELD_NUMBER: _builtins.int
-    LEVEL_FIELD_NUMBER: _builtins.int
-    INDICES_FIELD_NUMBER: _builtins.int
-    INDEX_COUNT_FIELD_NUMBER: _builtins.int
-    WITH_DIGESTS_FIELD_NUMBER: _builtins.int
-    FROM_TOKEN_FIELD_NUMBER: _builtins.int
-    session: _builtins.int
-    level: _builtins.int
-    indices: _builtins.bytes
-    """Packed ascending, as in Locate; empty: all nodes of the level."""
-    index_count: _builtins.int
-    with_digests: _builtins.bool
-    """False: tokens and versions only."""
-    from_token: _builtins.int
-    """Rows at lesser tokens are left out: they have arrived before the call was cut off."""
-    def __init__(
-        self,
-        *,
-        session: _builtins.int = ...,
-        level: _builtins.int = ...,
-        indices: _builtins.bytes = ...,
-        index_count: _builtins.int = ...,
-        with_digests: _builtins.bool = ...,
-        from_token: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_token", b"from_token", "index_count", b"index_count", "indices", b"indices", "level", b"level", "session", b"session", "with_digests", b"with_digests"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListDigestsRequest: _TypeAlias = ListDigestsRequest  # noqa: Y015
-
-@_typing.final
-class DigestsChunk(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ROW_COUNT_FIELD_NUMBER: _builtins.int
-    TOKENS_FIELD_NUMBER: _builtins.int
-    VERSIONS_FIELD_NUMBER: _builtins.int
-    DIGESTS_FIELD_NUMBER: _builtins.int
-    row_count: _builtins.int
-    tokens: _builtins.bytes
-    """Packed ascending; several rows may share a token."""
-    versions: _builtins.bytes
-    """Packed."""
-    digests: _builtins.bytes
-    """16 bytes each, or empty."""
-    def __init__(
-        self,
-        *,
-        row_count: _builtins.int = ...,
-        tokens: _builtins.bytes = ...,
-        versions: _builtins.bytes = ...,
-        digests: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "row_count", b"row_count", "tokens", b"tokens", "versions", b"versions"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DigestsChunk: _TypeAlias = DigestsChunk  # noqa: Y015
 
 @_typing.final
 class FetchRequest(_message.Message):
