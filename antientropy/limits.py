@@ -43,3 +43,5 @@ LMDB_MAP_BYTES: Final = 64 * 1024**3
 ROWS_PER_READ_MAX: Final = 100_000
 #: What would be logged again and again, such as refusals of one kind, is one line in this time.
 LOG_INTERVAL_SECONDS: Final = 60.0
+#: Ranges of a keyspace with metrics of their own: 256 for each of a few racks; beyond, only the sums are exposed.
+METRIC_RANGES_MAX: Final = 1_024
