@@ -43,7 +43,7 @@ CREATE TABLE verified (
 ) WITHOUT ROWID;
 CREATE TABLE repaired (
     keyspace TEXT NOT NULL, first_token BLOB NOT NULL, last_token BLOB NOT NULL, replicas TEXT NOT NULL,
-    repaired_version BLOB NOT NULL, acknowledged_version BLOB NOT NULL, repaired_at REAL NOT NULL,
+    session BLOB NOT NULL, repaired_version BLOB NOT NULL, acknowledged_version BLOB NOT NULL, repaired_at REAL NOT NULL,
     differences INTEGER NOT NULL, PRIMARY KEY (keyspace, first_token)
 ) WITHOUT ROWID;
 """
@@ -76,6 +76,8 @@ class RepairedPart:
     token_range: TokenRange
     replicas: tuple[str, ...]
     """Who took part, ordered: with other replicas it says nothing."""
+    session: int
+    """The name that the session had between the replicas: they are told that it was complete when they meet next."""
     repaired_version: int
     """Every write with a lesser version has reached every replica; 0: repaired, but versions tell no time."""
     acknowledged_version: int
@@ -383,12 +385,13 @@ def _range(first: bytes, last: bytes) -> TokenRange:
 
 def _insert(connection: sqlite3.Connection, keyspace: str, part: RepairedPart) -> None:
     connection.execute(
-        "INSERT INTO repaired VALUES (?,?,?,?,?,?,?,?)",
+        "INSERT INTO repaired VALUES (?,?,?,?,?,?,?,?,?)",
         (
             keyspace,
             _blob(part.token_range.first),
             _blob(part.token_range.last),
             json.dumps(part.replicas),
+            _blob(part.session),
             _blob(part.repaired_version),
             _blob(part.acknowledged_version),
             part.repaired_at,
@@ -399,18 +402,19 @@ def _insert(connection: sqlite3.Connection, keyspace: str, part: RepairedPart) -
 
 def _parts(connection: sqlite3.Connection, keyspace: str) -> list[RepairedPart]:
     rows = connection.execute(
-        "SELECT first_token, last_token, replicas, repaired_version, acknowledged_version, repaired_at, differences "
-        "FROM repaired WHERE keyspace = ? ORDER BY first_token",
+        "SELECT first_token, last_token, replicas, session, repaired_version, acknowledged_version, repaired_at, "
+        "differences FROM repaired WHERE keyspace = ? ORDER BY first_token",
         (keyspace,),
     ).fetchall()
     return [
         RepairedPart(
             token_range=_range(first, last),
             replicas=tuple(json.loads(replicas)),
+            session=int.from_bytes(session, "big"),
             repaired_version=int.from_bytes(version, "big"),
             acknowledged_version=int.from_bytes(acknowledged, "big"),
             repaired_at=at,
             differences=differences,
         )
-        for first, last, replicas, version, acknowledged, at, differences in rows
+        for first, last, replicas, session, version, acknowledged, at, differences in rows
     ]

@@ -73,3 +73,5 @@ STREAMS_PER_SESSION_MAX: Final = 64
 EPOCH_STEP_MAX: Final = 1_000
 #: Tombstones that one call purges: a short write transaction.
 PURGE_ROWS_MAX: Final = 4_096
+#: Ranges of a keyspace with metrics of their own: 256 for each of a few racks; beyond, only the sums are exposed.
+METRIC_RANGES_MAX: Final = 1_024

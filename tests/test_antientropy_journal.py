@@ -55,6 +55,7 @@ def repaired(first: int, last: int, version: int = 1, at: float = 1.0, differenc
     return RepairedPart(
         token_range=TokenRange(first, last),
         replicas=("a:1", "b:1"),
+        session=2**64 - 1 - version,
         repaired_version=version,
         acknowledged_version=version // 2,
         repaired_at=at,

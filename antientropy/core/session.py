@@ -101,7 +101,7 @@ class End:
 
     verdict: Verdict
     plan: RepairPlan | None = None
-    """Of a preview."""
+    """What still differs: of a preview, and of a unit that ended unsettled."""
 
 
 Step = Compare | Locate | Move | Wait | Rebuild | Split | End
@@ -250,7 +250,7 @@ class UnitSession:
             self._settle(np.empty(0, np.uint64))
             return End(Verdict.VERIFIED)
         if unlocated := tuple(endpoint for endpoint in unequal if self.pairs[endpoint].difference is None):
-            return End(Verdict.UNSETTLED) if self.passes >= self.limits.passes_max else Locate(unlocated)
+            return Locate(unlocated)
         return self._decide(live, unequal, now)
 
     def _decide(self, live: list[str], unequal: list[str], now: float) -> Step:
@@ -279,8 +279,10 @@ class UnitSession:
                 return self._wait(unequal, seconds)
         if self.mode is RepairMode.PREVIEW:
             return End(Verdict.PREVIEWED, settled)
-        if settled.is_idle:
-            return End(Verdict.PULLED if self.mode is RepairMode.PULL and not young.any() else Verdict.UNSETTLED)
+        if settled.is_idle and self.mode is RepairMode.PULL and not young.any():
+            return End(Verdict.PULLED)
+        if settled.is_idle or self.passes >= self.limits.passes_max:
+            return End(Verdict.UNSETTLED, plan)
         return self._move(settled)
 
     def _move(self, plan: RepairPlan) -> Step:

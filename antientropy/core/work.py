@@ -4,6 +4,9 @@ A repair begins with one unit for each range. A unit ends verified, or is cut in
 A replica that fails is left out of the units after it, so that one dead node costs its timeouts once; when all others
 are done, the units that it missed are done again with it, a bounded number of times after growing pauses. What is
 missing then has failed: the repair is partial, and those parts of the token line do not count as repaired.
+
+A range that was repaired in parts is compared as a whole at the end: replicas that are told that a session was complete
+need one session for all of the range.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ class Unit:
     """All that should take part, those that are lost included."""
     range_index: int
     """Which of the repair's ranges it belongs to."""
+    is_last: bool = False
+    """The whole range once more, after its parts: one comparison that vouches for all of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,8 @@ class RepairWork:
     _pending: deque[Unit] = field(default_factory=deque)
     _missing: dict[Unit, frozenset[str]] = field(default_factory=dict)
     """Units that are done without some of their replicas."""
+    _in_parts: set[int] = field(default_factory=set)
+    """Ranges that are repaired in parts, and not yet as a whole."""
     _running: int = 0
     _round_at: float | None = None
     _span: int = 0
@@ -74,6 +81,8 @@ class RepairWork:
         for unit in self.units:
             rest = without(unit.token_range, self.skipped)
             self._pending.extend(Unit(part, unit.peers, unit.range_index) for part in rest)
+            if rest != [unit.token_range]:
+                self._in_parts.add(unit.range_index)
         self._skipped_span = self._span - sum(_span(unit.token_range) for unit in self._pending)
         self._verified_span = self._skipped_span
 
@@ -90,9 +99,14 @@ class RepairWork:
                 self._running += 1
                 return unit
             self._missing[unit] = frozenset(unit.peers)
-        if self._running or not self._missing:
+        if self._running:
             return None
-        return self._begin_round(now, is_alive)
+        if self._in_parts and not self._missing and not self.failed_units:
+            whole = [self.units[number] for number in sorted(self._in_parts)]
+            self._in_parts.clear()
+            self._pending.extend(Unit(one.token_range, one.peers, one.range_index, is_last=True) for one in whole)
+            return self.take(now, is_alive)
+        return self._begin_round(now, is_alive) if self._missing else None
 
     def _begin_round(self, now: float, is_alive: Callable[[str], bool]) -> Unit | float | None:
         wanted = frozenset().union(*self._missing.values()) - self.dead
@@ -111,7 +125,7 @@ class RepairWork:
         again = [unit for unit, missing in self._missing.items() if not missing <= self.lost.keys()]
         for unit in again:
             # It counts as verified only once.
-            if self._missing.pop(unit) != frozenset(unit.peers):
+            if self._missing.pop(unit) != frozenset(unit.peers) and not unit.is_last:
                 self._verified_span -= _span(unit.token_range)
         self._pending.extend(again)
         return self.take(now, is_alive)
@@ -125,6 +139,9 @@ class RepairWork:
     def split(self, unit: Unit, parts: Iterable[TokenRange]) -> None:
         """The unit's parts take its place, at the front."""
         self._running -= 1
+        self._in_parts.add(unit.range_index)
+        if unit.is_last:
+            self._verified_span -= _span(unit.token_range)
         self._pending.extendleft([Unit(part, unit.peers, unit.range_index) for part in reversed(list(parts))])
 
     def put_back(self, unit: Unit) -> None:
@@ -135,7 +152,8 @@ class RepairWork:
     def done(self, unit: Unit, peers: Sequence[str]) -> bool:
         """Verified with these peers. Returns whether these were all."""
         self._running -= 1
-        self._verified_span += _span(unit.token_range)
+        if not unit.is_last:
+            self._verified_span += _span(unit.token_range)
         self.took_part.update(peers)
         missing = frozenset(unit.peers) - frozenset(peers)
         if missing:
