@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
+from antientropy.core import deletes
 from antientropy.core.session import Verdict
 from antientropy.core.tokens import TokenRange
-from antientropy.core.work import RepairWork, RetryLimits, Unit
+from antientropy.core.work import RepairWork, RetryLimits, Unit, without
 from antientropy.feed import UpdateFeed
 from antientropy.journal import JournaledSession, RepairedPart, RepairJournal, VerifiedPart
 from antientropy.membership import ReplicatedRange
@@ -48,9 +46,7 @@ class RepairRun:
         peers: Which of the other replicas take part, for each range.
         journal: Where it is recorded.
         journaled: When it is resumed: what was recorded.
-        vouching: For a range: what the peers are told of earlier repairs.
-        floors: The own purge floors.
-        as_of: The version that this repair will vouch for; 0: it never does.
+        as_of: The version that this repair vouches for if it is complete; 0: versions tell no time.
     """
 
     def __init__(
@@ -62,8 +58,6 @@ class RepairRun:
         peers: Sequence[tuple[str, ...]],
         journal: RepairJournal,
         journaled: JournaledSession | None,
-        vouching: Callable[[TokenRange, Sequence[str]], Vouching],
-        floors: NDArray[np.uint64] | None,
         as_of: int,
     ) -> None:
         context.narrator = self
@@ -74,9 +68,8 @@ class RepairRun:
         self._context = context
         self._ranges = ranges
         self._journal = journal
-        self._vouching = vouching
-        self._floors = floors
         self._as_of = as_of
+        self._earlier: list[RepairedPart] = []
         everybody = {endpoint for one in peers for endpoint in one}
         self._dead = frozenset(endpoint for endpoint in everybody if not context.membership.is_alive(endpoint))
         chosen = [tuple(one for one in part if not (context.options.force and one in self._dead)) for part in peers]
@@ -84,7 +77,8 @@ class RepairRun:
         fresh = now - context.config.resume_seconds_max
         verified = () if journaled is None else tuple(one for one in journaled.verified if one.verified_at >= fresh)
         self._skipped = len(verified)
-        self._verified: list[tuple[TokenRange, int]] = [(one.token_range, 0) for one in verified]
+        self._settled: dict[int, UnitResult] = {}
+        """Whole ranges that are settled with every replica."""
         self._work = RepairWork(
             [Unit(one.token_range, part, number) for number, (one, part) in enumerate(zip(ranges, chosen, strict=True))],
             dead=frozenset() if context.options.force else self._dead,
@@ -197,6 +191,7 @@ class RepairRun:
         """
         try:
             await self._context.in_thread(self._journal.begin, self.info, self._context.options)
+            self._earlier = await self._context.in_thread(self._journal.repaired_parts, self._context.keyspace)
             self._introduce()
             async with asyncio.timeout(self._context.config.session_seconds_max):
                 await self._work_off()
@@ -292,16 +287,36 @@ class RepairRun:
 
     async def _run_unit(self, unit: Unit, peers: tuple[str, ...]) -> UnitResult:
         if self._context.options.mode is RepairMode.VALIDATE:
-            return await validate_range(self._context, unit.token_range, peers, self._floors)
+            return await validate_range(self._context, unit.token_range, peers)
         run = UnitRun(
             self._context,
             unit.token_range,
             peers,
-            vouching=Vouching() if self._context.options.restricted else self._vouching(unit.token_range, peers),
-            floors=self._floors,
+            vouching=self._vouching(unit, peers),
             preview=self._previews.add,
         )
         return await run.run()
+
+    def _vouching(self, unit: Unit, peers: Sequence[str]) -> Vouching:
+        """What is told of deletes: nothing, unless every replica of the range takes part."""
+        planned = self._ranges[unit.range_index]
+        took_part = [self._context.local, *peers]
+        restricted = self._context.options.restricted or not planned.complete
+        if not self._as_of or not deletes.counts_as_repaired(planned.replicas, took_part, restricted=restricted):
+            return Vouching()
+        replicas = tuple(sorted(planned.replicas))
+        parts = [
+            part
+            for part in self._earlier
+            if part.replicas == replicas and part.token_range.intersection(unit.token_range) is not None
+        ]
+        gaps = without(unit.token_range, [part.token_range for part in parts])
+        return Vouching(
+            as_of=self._as_of,
+            # Only one can be told; with parts of several sessions the others count when all are repaired again.
+            confirmed_session=parts[0].session if len({part.session for part in parts}) == 1 else 0,
+            purge_version=0 if gaps or not parts else min(part.acknowledged_version for part in parts),
+        )
 
     async def _unit_ended(self, unit: Unit, result: UnitResult) -> None:
         self._held_since, self._held_count = None, 0
@@ -315,14 +330,15 @@ class RepairRun:
         if result.verdict is Verdict.FAILED:
             self._work.unfinished(unit)
             return
-        self._differences[unit.range_index] = self._differences.get(unit.range_index, 0) + result.rows_differing
         complete = self._work.done(unit, result.peers)
         if result.verdict is Verdict.UNSETTLED:
             self.say(
                 f"Tokens {unit.token_range} got new writes during this repair; all rows found different before were moved"
             )
+        self._differences[unit.range_index] = self._differences.get(unit.range_index, 0) + result.rows_differing
+        if complete and result.settled and unit.token_range == self._ranges[unit.range_index].token_range:
+            self._settled[unit.range_index] = result
         if complete and result.verdict is Verdict.VERIFIED:
-            self._verified.append((unit.token_range, result.rows_differing))
             part = VerifiedPart(unit.token_range, result.root, self._context.clock())
             await self._context.in_thread(self._journal.verify, self.info, part)
         self._publish("")
@@ -352,27 +368,35 @@ class RepairRun:
                 continue
             if set(now.replicas) != set(planned.replicas):
                 return "the ring has changed: other replicas hold these tokens now; repair again"
-            left = [rest for one in left for rest in _minus(one, now.token_range)]
+            left = [rest for one in left for rest in without(one, [now.token_range])]
         return "the ring has changed: this node no longer holds these tokens; repair again" if left else ""
 
     # --- the end ---
 
     async def _mark_repaired(self) -> None:
-        """What was verified with every replica of its range counts as repaired, unless the ring has changed."""
-        options = self._context.options
-        if options.restricted or self._work.outcome is SessionState.FAILED:
+        """Ranges that are settled with every replica count as repaired, unless the ring has changed."""
+        context = self._context
+        if context.options.restricted or any(
+            self._ring_changed(Unit(one.token_range, (), number)) for number, one in enumerate(self._ranges)
+        ):
             return
-        if any(self._ring_changed(Unit(one.token_range, (), number)) for number, one in enumerate(self._ranges)):
-            return
-        for one in self._ranges:
-            for part, differences in self._verified:
-                inside = part.intersection(one.token_range)
-                if inside is not None:
-                    await self._context.in_thread(
-                        self._journal.repaired,
-                        self._context.keyspace,
-                        RepairedPart(inside, tuple(sorted(one.replicas)), self._as_of, self._started_at, differences),
-                    )
+        held = [one.token_range for one in context.membership.ranges(context.keyspace)]
+        for number, result in self._settled.items():
+            planned = self._ranges[number]
+            if not planned.complete or not set(planned.replicas) <= {context.local, *result.peers}:
+                continue
+            if self._as_of:
+                await context.in_thread(context.marks.confirm, result.session, held)
+            part = RepairedPart(
+                token_range=planned.token_range,
+                replicas=tuple(sorted(planned.replicas)),
+                session=result.session,
+                repaired_version=self._as_of,
+                acknowledged_version=result.acknowledged_version,
+                repaired_at=self._started_at,
+                differences=self._differences.get(number, 0),
+            )
+            await context.in_thread(self._journal.repaired, context.keyspace, part)
 
     def _conclude(self) -> None:
         statistics = self._context.statistics
@@ -421,11 +445,3 @@ _DONE: Final = {
     RepairMode.PULL: "Repair (pull) completed successfully",
 }
 
-
-def _minus(one: TokenRange, other: TokenRange) -> list[TokenRange]:
-    found = []
-    if other.first > one.first:
-        found.append(TokenRange(one.first, min(one.last, other.first - 1)))
-    if other.last < one.last:
-        found.append(TokenRange(max(one.first, other.last + 1), one.last))
-    return found

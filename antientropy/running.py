@@ -12,14 +12,15 @@ from random import Random
 from typing import Protocol, TypeVar, TypeVarTuple
 
 from antientropy.config import RepairConfig
+from antientropy.core.tokens import TokenRange
 from antientropy.errors import PeerError, RepairError
-from antientropy.leases import LeaseTable
+from antientropy.leases import Lease, LeaseDenied
+from antientropy.marks import ReplicaMarks
 from antientropy.membership import Membership
 from antientropy.options import RepairOptions
 from antientropy.peer_client import CallTrace, PeerClient, Spend
 from antientropy.replica import Replica
 from antientropy.reports import RepairStatistics, SessionState
-from antientropy.core.tokens import TokenRange
 from antientropy.transport.base import PeerTransport
 
 Arguments = TypeVarTuple("Arguments")
@@ -51,6 +52,22 @@ class Narrator(Protocol):
         ...
 
 
+class OwnLeases(Protocol):
+    """The leases that this node needs as a coordinator, in the same table as those of its peers."""
+
+    def hold(self, keyspace: str, token_range: TokenRange, session: int) -> Lease | LeaseDenied:
+        """Take or renew one."""
+        ...
+
+    def keep(self, session: int) -> bool:
+        """Renew it; False: it is gone."""
+        ...
+
+    def release(self, session: int) -> None:
+        """Give it back."""
+        ...
+
+
 @dataclass(slots=True)
 class RunContext:
     """The means of one repair."""
@@ -59,7 +76,9 @@ class RunContext:
     replica: Replica
     membership: Membership
     transport: PeerTransport
-    leases: LeaseTable
+    leases: OwnLeases
+    marks: ReplicaMarks
+    """Fence, repaired versions and floors of the own store."""
     executor: Executor
     config: RepairConfig
     options: RepairOptions

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from antientropy.core import deletes
 from antientropy.core.merkle import EMPTY_ROOT, Root
 from antientropy.core.plan import RepairPlan
 from antientropy.core.session import (
@@ -31,8 +32,8 @@ from antientropy.core.session import (
     Verdict,
     Wait,
 )
-from antientropy.core.tokens import TokenRange
-from antientropy.errors import PeerError
+from antientropy.core.tokens import BUCKET_LEVEL, BUCKETS, TokenRange
+from antientropy.errors import PeerError, RepairError
 from antientropy.leases import LeaseDenied, new_session
 from antientropy.locating import locate_pair
 from antientropy.moving import PlanMover
@@ -63,16 +64,24 @@ class UnitResult:
     plan: RepairPlan | None = None
     """Of a preview, with ``peers`` as its replicas 1, 2, ..."""
     rows_differing: int = 0
-    repaired_version: int = 0
-    """What the peers recorded when they were compared last."""
+    session: int = 0
+    """The name that it had between the replicas."""
+    settled: bool = False
+    """Every row older than what the unit vouches for is the same on all replicas that took part."""
+    acknowledged_version: int = 0
+    """Every one of them has recorded that it is repaired up to here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vouching:
-    """What a comparison tells of earlier repairs in which every replica took part; see core/deletes.py."""
+    """What a unit tells of deletes; see core/deletes.py. All 0: nothing, since not every replica takes part."""
 
-    repaired_version: int = 0
+    as_of: int = 0
+    """The version that the unit counts for if it is complete."""
+    confirmed_session: int = 0
+    """An earlier session of this range that was complete."""
     purge_version: int = 0
+    """Every replica has recorded that it is repaired up to here."""
 
 
 class UnitRun:
@@ -93,7 +102,6 @@ class UnitRun:
         peers: Iterable[str],
         *,
         vouching: Vouching,
-        floors: NDArray[np.uint64] | None,
         preview: Callable[[RepairPlan, ReplicaSnapshot, list[PeerClient]], Coroutine[Any, Any, None]],
     ) -> None:
         config = context.config
@@ -115,7 +123,10 @@ class UnitRun:
                 version_time=config.version_time,
             ),
         )
-        self._floors = floors
+        self._floors: NDArray[np.uint64] | None = None
+        self._others_floors = deletes.no_versions()
+        self._fenced = False
+        self._acknowledged: dict[str, int] = {}
         self._root = EMPTY_ROOT
         self._answers: dict[str, RootsAnswer] = {}
         self._snapshot: ReplicaSnapshot | None = None
@@ -130,11 +141,8 @@ class UnitRun:
             HeldElsewhereError: another repair holds an overlapping range; nothing has happened.
             StoreError: the own store failed; rows that were applied before stay.
         """
-        loop = asyncio.get_running_loop()
         context = self._context
-        lease = context.leases.acquire(
-            context.keyspace, self._range, owner=context.local, session=self._number, now=loop.time()
-        )
+        lease = context.leases.hold(context.keyspace, self._range, self._number)
         if isinstance(lease, LeaseDenied):
             raise HeldElsewhereError(
                 lease.holder,
@@ -197,8 +205,26 @@ class UnitRun:
             parts=step.parts if isinstance(step, Split) else (),
             plan=step.plan if isinstance(step, End) else None,
             rows_differing=session.rows_differing,
-            repaired_version=self._vouching.repaired_version,
+            session=self._number,
+            settled=isinstance(step, End) and self._settled(step),
+            acknowledged_version=await self._acknowledged_version(),
         )
+
+    def _settled(self, step: End) -> bool:
+        """Whether all differences that are left are of writes newer than what the unit vouches for."""
+        if step.verdict is Verdict.VERIFIED:
+            return True
+        plan, as_of = step.plan, self._vouching.as_of
+        if step.verdict is not Verdict.UNSETTLED or plan is None or len(plan.colliding_tokens) or not as_of:
+            return False
+        return bool((plan.winners.versions >= np.uint64(as_of)).all())
+
+    async def _acknowledged_version(self) -> int:
+        """What every replica has recorded, this one included; 0: one has not said anything."""
+        if not self._vouching.as_of or set(self._acknowledged) < set(self._clients):
+            return 0
+        own = await self._context.in_thread(self._context.marks.repaired_version, self._range)
+        return min([own, *self._acknowledged.values()])
 
     # --- comparing ---
 
@@ -207,6 +233,9 @@ class UnitRun:
         context.narrator.entered(SessionState.VERIFYING if self._moved_once else SessionState.COMPARING)
         self._count_chain()
         await self._close_snapshot()
+        if not self._fenced:
+            await context.in_thread(self._fence)
+            self._fenced = True
         self._root = await context.in_thread(context.replica.root, self._range, self._floors)
         epoch = context.replica.epoch
         await self._each(peers, lambda client: self._compare_with(client, epoch))
@@ -233,8 +262,10 @@ class UnitRun:
             self._floors,
             epoch=epoch,
             open_session=OpenSession.IF_UNEQUAL,
-            repaired_version=self._vouching.repaired_version,
+            repaired_version=self._vouching.as_of,
+            confirmed_session=self._vouching.confirmed_session,
             purge_version=self._vouching.purge_version,
+            forced=self._context.options.force,
         )
         refusal = answer.refusal
         if refusal is not None and refusal.kind is RefusalKind.LEASED:
@@ -248,7 +279,18 @@ class UnitRun:
         if refusal is not None and refusal.kind not in (RefusalKind.BUSY, RefusalKind.NOT_READY):
             self._fail(client.endpoint, f"takes no part: {refusal.detail}")
             return
+        if answer.repaired_version:
+            self._acknowledged[client.endpoint] = answer.repaired_version
         self._answers[client.endpoint] = answer
+
+    def _fence(self) -> None:
+        """Close the own past before the own rows are looked at, and take the own floors, in this order."""
+        marks = self._context.marks
+        if self._vouching.as_of:
+            marks.fence(self._number, self._range, self._vouching.as_of)
+        if not self._context.options.force:
+            floors = marks.read().floors
+            self._floors = np.where(deletes.buckets_touched(self._range), floors, np.uint64(0))
 
     async def _refused(self, kind: RefusalKind, retry_after_seconds: float) -> None:
         """Some peer is building its index, or has no room for a session: look again in a while, not for ever."""
@@ -279,13 +321,31 @@ class UnitRun:
 
     def _raised_floors(self, answers: dict[str, RootsAnswer]) -> bool:
         """Take the greatest purge floors of all; whether they have changed: then all is compared again."""
-        known = np.zeros(1, np.uint64) if self._floors is None else self._floors
-        floors = np.maximum.reduce([known, *(answer.floors for answer in answers.values() if not answer.equal)])
-        if bool((floors == known).all()):
+        if self._floors is None:
+            return False
+        theirs = deletes.merged(*(answer.floors for answer in answers.values() if not answer.equal))
+        self._others_floors = deletes.merged(self._others_floors, theirs)
+        floors = deletes.merged(self._floors, theirs)
+        if bool((floors == self._floors).all()):
             return False
         self._floors = floors
         self._session.restart()
         return True
+
+    def _check_clean(self, snapshot: ReplicaSnapshot) -> None:
+        """Refuse to bring rows back whose tombstones are gone elsewhere.
+
+        Raises:
+            RepairError: this replica was away for too long.
+        """
+        if self._floors is None:
+            return
+        marks = self._context.marks.read()
+        level = snapshot.tree.levels[min(BUCKET_LEVEL, snapshot.tree.depth)]
+        empty = np.repeat(level.counts == 0, BUCKETS // len(level.counts))
+        unclean = deletes.unclean(marks.repaired, empty, self._others_floors) & deletes.buckets_touched(self._range)
+        if unclean.any():
+            raise RepairError(deletes.refusal(self._context.local, unclean, marks.repaired, self._others_floors))
 
     async def _rebuild(self, epoch: int) -> None:
         await self._close_snapshot()
@@ -297,6 +357,7 @@ class UnitRun:
         context = self._context
         if self._snapshot is None:
             self._snapshot = await open_in_thread(context.executor, context.replica, self._range, self._floors)
+            await context.in_thread(self._check_clean, self._snapshot)
         snapshot = self._snapshot
         consistent = snapshot.root == self._root
         reading = asyncio.Lock()
@@ -372,10 +433,9 @@ class UnitRun:
 
     async def _keep_leases(self) -> None:
         """Heartbeats, while something takes long; a lost session shows at the next call."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self._context.config.heartbeat_seconds)
-            self._context.leases.renew(self._number, loop.time())
+            self._context.leases.keep(self._number)
             for client in self._clients.values():
                 with suppress(PeerError):
                     await client.heartbeat()

@@ -101,12 +101,16 @@ class RepairWork:
             self._missing[unit] = frozenset(unit.peers)
         if self._running:
             return None
-        if self._in_parts and not self._missing and not self.failed_units:
-            whole = [self.units[number] for number in sorted(self._in_parts)]
-            self._in_parts.clear()
-            self._pending.extend(Unit(one.token_range, one.peers, one.range_index, is_last=True) for one in whole)
-            return self.take(now, is_alive)
-        return self._begin_round(now, is_alive) if self._missing else None
+        again = self._begin_round(now, is_alive) if self._missing else None
+        if again is not None:
+            return again
+        bad = {unit.range_index for unit in (*self._missing, *self.failed_units)}
+        whole = [self.units[number] for number in sorted(self._in_parts - bad)]
+        if not whole:
+            return None
+        self._in_parts -= {unit.range_index for unit in whole}
+        self._pending.extend(Unit(one.token_range, one.peers, one.range_index, is_last=True) for one in whole)
+        return self.take(now, is_alive)
 
     def _begin_round(self, now: float, is_alive: Callable[[str], bool]) -> Unit | float | None:
         wanted = frozenset().union(*self._missing.values()) - self.dead
