@@ -69,6 +69,8 @@ FINISHED_SESSIONS_MAX: Final = 1_024
 SERVED_SESSIONS_MAX: Final = 256
 #: Streams of rows of one session whose chunks are remembered for a repetition.
 STREAMS_PER_SESSION_MAX: Final = 64
+#: Chunks of one stream of rows, about 200 bytes remembered of each: 16 GiB of rows.
+CHUNKS_PER_STREAM_MAX: Final = 16_384
 #: How far the seed epoch of a peer may be ahead: each step is one rotation by the scrub, so more is a broken peer.
 EPOCH_STEP_MAX: Final = 1_000
 #: Tombstones that one call purges: a short write transaction.
