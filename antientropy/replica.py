@@ -351,11 +351,11 @@ class Replica:
             parts.append(part)
             rows += len(part)
             if rows >= _ROWS_PER_FOLD:
-                index.fold(Changes.came(RowDigests.concatenate(parts)))
+                index.fold_rows(RowDigests.concatenate(parts))
                 if progress is not None:
                     progress(int(part.tokens[-1]) / 2**64)
                 parts, rows = [], 0
-        index.fold(Changes.came(RowDigests.concatenate(parts)))
+        index.fold_rows(RowDigests.concatenate(parts))
         if progress is not None:
             progress(1.0)
         return index

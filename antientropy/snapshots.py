@@ -17,6 +17,7 @@ from antientropy.core.floors import expired, no_floors, row_expired
 from antientropy.core.index import Index
 from antientropy.core.merkle import HashTree, Root
 from antientropy.core.rows import Changes, Row, RowDigests
+from antientropy.core.sketch import SketchBank
 from antientropy.core.tokens import TokenRange, clipped
 from antientropy.store import RowReader
 
@@ -55,6 +56,11 @@ class ReplicaSnapshot:
     def tree(self) -> HashTree:
         """The tree of exactly the rows of this snapshot."""
         return self._index.tree
+
+    @property
+    def sketch(self) -> SketchBank:
+        """The sketches of exactly the rows of this snapshot."""
+        return self._index.bank
 
     @property
     def root(self) -> Root:

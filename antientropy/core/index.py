@@ -1,4 +1,7 @@
-"""What is kept over the rows of a store so that nobody has to scan it: the hash tree, under one seed epoch."""
+"""What is kept over the rows of a store so that nobody has to scan it: hash tree and sketches, under one seed epoch.
+
+They are over the same rows at every moment, so they are changed, cut and compared together.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,21 @@ import numpy as np
 
 from antientropy.core.merkle import HashTree, Root
 from antientropy.core.rows import Changes, RowDigests
+from antientropy.core.sketch import SketchBank
 from antientropy.core.tokens import BUCKET_LEVEL, TokenRange, edges_of
 
 
 @dataclass(slots=True, eq=False)
 class Index:
-    """A hash tree. Not thread-safe: whoever keeps it serialises changes and hands out copies."""
+    """Tree and sketches. Not thread-safe: whoever keeps it serialises changes and hands out copies."""
 
     tree: HashTree
+    bank: SketchBank
 
     @classmethod
     def empty(cls, depth: int, epoch: int) -> Index:
         """Over no rows."""
-        return cls(HashTree(depth, epoch=epoch))
+        return cls(HashTree(depth, epoch=epoch), SketchBank(epoch))
 
     @property
     def epoch(self) -> int:
@@ -34,11 +39,21 @@ class Index:
 
     def fold(self, changes: Changes) -> None:
         """Take changes in."""
-        self.tree.fold(changes.tokens, changes.digests, changes.signs)
+        if not len(changes):
+            return
+        order = np.argsort(changes.tokens, kind="stable")
+        tokens, signs = changes.tokens[order], changes.signs[order]
+        self.tree.fold(tokens, changes.digests[order], signs)
+        self.bank.fold(tokens, changes.versions[order], signs)
+
+    def fold_rows(self, rows: RowDigests) -> None:
+        """Take rows in that came, in token order."""
+        self.tree.fold(rows.tokens, rows.digests, np.ones(len(rows), np.int8))
+        self.bank.fold(rows.tokens, rows.versions, None)
 
     def copy(self) -> Index:
         """An independent copy."""
-        return Index(self.tree.copy())
+        return Index(self.tree.copy(), self.bank.copy())
 
     def edges(self, token_range: TokenRange) -> list[TokenRange]:
         """The parts of a range whose rows :meth:`trim` must be given, at most two."""
@@ -46,12 +61,13 @@ class Index:
 
     def cut(self, token_range: TokenRange) -> Index:
         """An independent copy of what lies around a range: the first step of a restriction, which reads no rows."""
-        return Index(self.tree.cut(token_range))
+        return Index(self.tree.cut(token_range), self.bank.copy())
 
     def trim(self, token_range: TokenRange, edge_rows: RowDigests) -> None:
         """The second step: make a :meth:`cut` the index of the rows of the range. ``edge_rows``: all of its edges."""
         if not token_range.is_full:
             self.tree.trim(token_range, _within(edge_rows, self.tree.edges(token_range)))
+            self.bank = self.bank.restricted(token_range, _within(edge_rows, self.bank.edges(token_range)))
 
     def root_of(self, token_range: TokenRange, edge_rows: RowDigests) -> Root:
         """The root of the rows of a range; ``edge_rows`` as in :meth:`trim`. Copies nothing."""
@@ -59,12 +75,12 @@ class Index:
 
     def same_as(self, other: Index) -> bool:
         """Whether both are over the same rows, as far as can be told."""
-        return self.epoch == other.epoch and self.tree.same_as(other.tree)
+        return self.tree.epoch == other.tree.epoch and self.tree.same_as(other.tree) and self.bank.same_as(other.bank)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory that it takes."""
-        return self.tree.nbytes
+        return self.tree.nbytes + self.bank.nbytes
 
 
 def _within(rows: RowDigests, ranges: list[TokenRange]) -> RowDigests:
