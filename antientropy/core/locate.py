@@ -224,9 +224,12 @@ class Locator:
         """The own rows at some tokens, by looking each up or, when they are many, by reading their nodes."""
         if len(tokens) * _ROWS_READ_PER_LOOKUP < self._snapshot.tree.root.count:
             ranges = [TokenRange(token, token) for token in tokens.tolist()]
-        else:
-            ranges = ranges_below(nodes.bits, np.unique(nodes_above(tokens, nodes.bits)), self._snapshot.token_range)
-        parts = [part.take(np.isin(part.tokens, tokens)) for part in self._snapshot.digests(ranges)]
+            return RowDigests.concatenate([*self._snapshot.digests(ranges)])
+        ranges = ranges_below(nodes.bits, np.unique(nodes_above(tokens, nodes.bits)), self._snapshot.token_range)
+        parts = []
+        for part in self._snapshot.digests(ranges):
+            where = np.minimum(tokens.searchsorted(part.tokens), len(tokens) - 1)
+            parts.append(part.take(tokens[where] == part.tokens))
         return RowDigests.concatenate(parts)
 
 
