@@ -77,14 +77,17 @@ def test_unknown_digests_never_move_a_row_that_is_there(replicas: list[Replica],
     found = []
     for one, blind in zip(replicas[1:], sketched, strict=False):
         full = difference(digests_of(replicas[0]), digests_of(one))
-        found.append(without_digests(full) if blind else full)
+        sketch = without_digests(full)
+        # Sketches that find nothing give way to a search with digests.
+        found.append(sketch if blind and len(sketch) else full)
     plan = plan_repair(found)
     for transfer in plan.transfers:
         for token in transfer.tokens.tolist():
             given, held = replicas[transfer.source].get(token), replicas[transfer.target].get(token)
             assert given is not None
             assert given[0] == max(one[token][0] for one in replicas if token in one)
-            assert held != given
+            # Equal versions of different content, that no pair has seen, may take one copy more.
+            assert held is None or held[0] < given[0] or held[1] != given[1]
     assert plan.copies <= sum(len({token for one in replicas for token in one}) for _ in replicas)
 
 

@@ -74,7 +74,7 @@ class Node:
     @property
     def held(self) -> int:
         """Leases and sessions that are held here, and snapshots."""
-        return self.service.peers.session_count + self.service.peers.snapshot_count + len(self.service.peers.leases())
+        return self.service.peers.session_count + self.service.peers.snapshot_count + len(self.service.peers._sessions.leases)
 
 
 @dataclass
