@@ -74,13 +74,15 @@ def test_a_plan_makes_all_replicas_equal_with_the_fewest_copies(replicas: list[R
 @given(st.lists(replica, min_size=2, max_size=4), st.lists(st.booleans(), min_size=4, max_size=4))
 def test_unknown_digests_never_move_a_row_that_is_there(replicas: list[Replica], sketched: list[bool]) -> None:
     """Some pairs found by sketch, some with digests: versions become equal, at most one copy for each that lacks it."""
-    found = []
-    for one, blind in zip(replicas[1:], sketched, strict=False):
+    found, blind = [], []
+    for number, one in enumerate(replicas[1:]):
         full = difference(digests_of(replicas[0]), digests_of(one))
         sketch = without_digests(full)
         # Sketches that find nothing give way to a search with digests.
-        found.append(sketch if blind and len(sketch) else full)
-    plan = plan_repair(found)
+        if sketched[number] and len(sketch):
+            blind.append(number)
+        found.append(sketch if number in blind else full)
+    plan = plan_repair(found, blind=blind)
     for transfer in plan.transfers:
         for token in transfer.tokens.tolist():
             given, held = replicas[transfer.source].get(token), replicas[transfer.target].get(token)

@@ -93,12 +93,18 @@ class RepairPlan:
 
 
 def plan_repair(
-    differences: Sequence[Difference], *, pull: bool = False, broken: Collection[tuple[int, int]] = ()
+    differences: Sequence[Difference],
+    *,
+    blind: Collection[int] = (),
+    pull: bool = False,
+    broken: Collection[tuple[int, int]] = (),
 ) -> RepairPlan:
     """Plan from each pair's difference with one snapshot of the coordinator.
 
     Args:
         differences: Of replicas 1, 2, ...
+        blind: Differences (0, 1, ...) that were found without digests: content that differs at equal versions is not in
+            them.
         pull: Rows come to the coordinator only.
         broken: (source, target) of peers between which nothing gets through. What only such a source has goes to the
             coordinator now, and on from there in the next pass.
@@ -120,13 +126,15 @@ def plan_repair(
     conflicts = np.zeros(len(tokens), np.bool_)
     for states, lack in zip(replicas, lacks, strict=True):
         conflicts |= lack & states.present & (states.versions == winners.versions)
-    # A pair that was searched without digests has not seen content that differs at equal versions: what its peer holds
-    # at another pair's conflict shows in the next pass, when that is all that is left.
+    # What a peer holds that was searched without digests, at another pair's conflict, shows in the next pass.
     unsure = np.zeros(lacks.shape, np.bool_)
-    for number, (one, where) in enumerate(zip(plain, wheres, strict=True), start=1):
-        if len(one) and not bool((one.remote.present & _known(one.remote)).any()):
-            unsure[number] = conflicts
-            unsure[number, where] = False
+    for number, where in enumerate(wheres, start=1):
+        states = replicas[number]
+        unsure[number] = conflicts & states.present & ~_known(states)
+        if number - 1 in blind:
+            listed = np.zeros(len(tokens), np.bool_)
+            listed[where] = True
+            unsure[number] |= conflicts & ~listed
     sources = _sources(lacks, unsure, broken)
     if pull:
         sources[1:] = -1
