@@ -68,7 +68,8 @@ Ways in which a deleted row could come back, and what closes them:
  * A forced repair of an unclean replica: it may bring deleted rows back. That is its named risk. Nothing is expired
    in it (:func:`session_floors`), so that every tombstone that is left still wins.
 
-What is not closed: stores that lose acknowledged writes or, all replicas of a range, their marks, an application that gives one store two sets of replicas,
+What is not closed: stores that lose acknowledged writes or, all replicas of a range at once, their marks; an
+application that gives one store two sets of replicas;
 a clock more than the propagation delay ahead of the others' (their writes are refused, and counted, not lost
 silently).
 
@@ -418,7 +419,7 @@ class Ledger:
         self._pending.pop(session, None)
 
     def confirm(self, session: int, held: Sequence[TokenRange]) -> Versions | None:
-        """A session was complete: what may be merged into ``repaired``; None if it is not known here and does not count."""
+        """A session was complete: what may be merged into ``repaired``. None: not known here, it does not count."""
         found = self._pending.pop(session, None)
         if found is None:
             return None
