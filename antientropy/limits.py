@@ -33,8 +33,15 @@ KEYSPACE_BYTES_MAX: Final = 255
 REPLICAS_MAX: Final = 64
 #: Updates that wait for a slow listener; beyond it the repair waits too.
 UPDATES_QUEUED_MAX: Final = 256
-#: Pending changes of the tree before a writer folds them in: 2 ms of numpy, 200 kB of memory.
+#: Changes that wait to be taken into tree and sketches before a thread of the replica is woken for them: 20 ms of
+#: numpy, 200 kB of memory.
 PENDING_CHANGES_MAX: Final = 4_096
+#: With so many waiting, the writer that comes next takes them in itself: memory is bounded even if the thread starves.
+PENDING_CHANGES_HARD_MAX: Final = 32 * PENDING_CHANGES_MAX
+#: Bytes of a mark: 256 versions, or a bitmap and some numbers for each of 256 buckets, with room to spare.
+MARK_BYTES_MAX: Final = 64 * 1024
+#: Bytes of the name of a mark.
+MARK_NAME_BYTES_MAX: Final = 64
 #: Simultaneous LMDB read transactions: each worker thread and each snapshot takes a slot of 64 bytes.
 LMDB_READERS_MAX: Final = 512
 #: Address space that one store may grow into; LMDB maps it, but takes disk only for pages in use.
@@ -43,3 +50,13 @@ LMDB_MAP_BYTES: Final = 64 * 1024**3
 ROWS_PER_READ_MAX: Final = 100_000
 #: What would be logged again and again, such as refusals of one kind, is one line in this time.
 LOG_INTERVAL_SECONDS: Final = 60.0
+#: Symbols in one request: at 22 bytes each an answer of 900 kB, below a quarter of gRPC's default receive limit.
+SYMBOLS_PER_REQUEST_MAX: Final = 40_960
+#: Symbols of one sketch: enough for 12,000 differing rows of one bucket; beyond that the tree is descended.
+SYMBOLS_PER_SKETCH_MAX: Final = 16_384
+#: Nodes whose children's hashes are sent at once (64 kB): if all differ, the answer has 16 times that, 1 MiB.
+HASH_NODES_PER_REQUEST_MAX: Final = 1_024
+#: Rows listed in one answer: with digests 1 MiB. Rows of one token stay together; twice as many are refused.
+ROWS_LISTED_PER_ANSWER_MAX: Final = 32_768
+#: Requests of one search for differences. A million rows listed take some dozens; a peer that leads on for ever ends.
+LOCATE_REQUESTS_MAX: Final = 4_096

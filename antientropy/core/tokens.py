@@ -17,9 +17,10 @@ TOKEN_BITS: Final = 64
 TOKEN_MAX: Final = 2**TOKEN_BITS - 1
 #: Bits of the token that one level of the tree takes: a fan-out of 16.
 LEVEL_BITS: Final = 4
-#: Bucket = node of level 2: the unit of kept sketches, of progress, of purge floors and of "repaired at".
+#: A bucket is a node of this level: the unit of kept sketches, of progress and of what is known about a range.
 BUCKET_LEVEL: Final = 2
-BUCKETS: Final = 256
+BUCKET_BITS: Final = LEVEL_BITS * BUCKET_LEVEL
+BUCKETS: Final = 1 << BUCKET_BITS
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -116,5 +117,5 @@ def nodes_of(tokens: NDArray[np.uint64], level: int) -> NDArray[np.int64]:
 
 
 def bucket_of(tokens: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """The bucket of each token, 0 to 255. Shape (n,)."""
+    """The bucket above each token, 0 to 255. Shape (n,)."""
     return nodes_of(tokens, BUCKET_LEVEL)
