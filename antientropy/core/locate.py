@@ -218,20 +218,25 @@ class Locator:
             spoiled = np.unique(nodes_above(items.tokens[wrong], nodes.bits))
             self._tree.descend(nodes.bits, spoiled)
             items = items.take(~np.isin(nodes_above(items.tokens, nodes.bits), spoiled))
+            if not len(items):
+                return
         self._decoded.append(_difference(items, own))
 
     def _own_rows(self, nodes: Nodes, tokens: U64) -> RowDigests:
         """The own rows at some tokens, by looking each up or, when they are many, by reading their nodes."""
         if len(tokens) * _ROWS_READ_PER_LOOKUP < self._snapshot.tree.root.count:
             ranges = [TokenRange(token, token) for token in tokens.tolist()]
-        else:
-            ranges = ranges_below(nodes.bits, np.unique(nodes_above(tokens, nodes.bits)), self._snapshot.token_range)
-        parts = [part.take(np.isin(part.tokens, tokens)) for part in self._snapshot.digests(ranges)]
+            return RowDigests.concatenate([*self._snapshot.digests(ranges)])
+        ranges = ranges_below(nodes.bits, np.unique(nodes_above(tokens, nodes.bits)), self._snapshot.token_range)
+        parts = []
+        for part in self._snapshot.digests(ranges):
+            where = np.minimum(tokens.searchsorted(part.tokens), len(tokens) - 1)
+            parts.append(part.take(tokens[where] == part.tokens))
         return RowDigests.concatenate(parts)
 
 
 def _difference(items: Items, own: RowDigests) -> Difference:
-    """Items as what both sides hold at their tokens. ``own``: all own rows there."""
+    """Items as what both sides hold at their tokens. ``own``: all own rows there, and perhaps others."""
     mine, theirs = items.take(items.signs > 0), items.take(items.signs < 0)
     theirs = theirs.take(np.argsort(theirs.tokens))
     tokens = np.unique(items.tokens)
