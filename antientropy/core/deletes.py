@@ -209,6 +209,15 @@ def below(tokens: NDArray[np.uint64], versions: NDArray[np.uint64], limits: Vers
     return older
 
 
+def past(floors: Versions, fence_mark: bytes | None) -> Versions:
+    """Below which versions a store takes nothing but from repair: its fence, and its floors at least.
+
+    Raises:
+        ValueError: the mark is damaged.
+    """
+    return merged(floors, decode_versions(fence_mark or b""))
+
+
 def expired(
     tokens: NDArray[np.uint64], versions: NDArray[np.uint64], tombstones: NDArray[np.bool_], floors: Versions
 ) -> NDArray[np.bool_]:
