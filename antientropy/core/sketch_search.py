@@ -24,20 +24,42 @@ from antientropy.limits import SYMBOLS_PER_REQUEST_MAX, SYMBOLS_PER_SKETCH_MAX
 #: Symbols that ride on the answer which says that roots differ: they decode one or two differing items.
 FIRST_SYMBOLS: Final = 4
 #: Bytes of a listed row (token and version, packed), for the choice between a sketch and a list.
-ROW_LISTED_BYTES: Final = 13
+ROW_LISTED_BYTES: Final = 14
 #: Items of a node that the kept symbols decode with room for an estimate that was too low.
-_ITEMS_PER_NODE: Final = 64
+_ITEMS_PER_NODE: Final = 72
 #: The first batch of many nodes is small: it tells which are empty, and how many items the others have.
 _PROBE_SYMBOLS: Final = 8
 _PROBE_SYMBOLS_TOTAL: Final = 256
-#: Few samples may overestimate twofold or more; what is asked for too much is never got back.
-_CAUTION: Final = 0.4
+#: Symbols of the whole range from which the number of nodes is decided: they tell the items within a third.
+_SAMPLES: Final = 24
+#: So many items need many nodes, however bad the estimate.
+_ITEMS_CERTAINLY_MANY: Final = 2_000
+#: Nodes from whose common mean each one's estimate gains.
+_NODES_MANY: Final = 8
+#: An estimate from three symbols may be too great by far: the least share of it that the next batch aims at.
+_SHARE_LEAST: Final = 0.4
+#: How many standard deviations below the estimate the first, second, ... batch aims.
+_CAUTIONS: Final = (0.5, 0.2, 0.0, -0.3)
+#: By which share sketches grow that should have been decoded: at the first time, the second, ...
+_GROWTHS: Final = np.array([0.125, 0.125, 0.125, 0.25, 0.25, 0.5])
+#: Open nodes are the last few when there are so many times as many nodes.
+_FEW_LEFT: Final = 8
+_GROWTH_LAST: Final = 0.25
+#: A range is cut early, as long as little of its symbols would be lost, or when the kept symbols come to their end.
+_KEPT_SHARE_EARLY: Final = 0.75
+_KEPT_SHARE_LATE: Final = 0.95
 
 
 def symbols_needed(items: NDArray[np.float64]) -> NDArray[np.float64]:
     """Symbols that decode so many items on average, a fit of own runs from 1 to 1,000 items."""
     needed: NDArray[np.float64] = np.where(items <= 1.0, 1.0, 1.35 * items + 1.15 * np.sqrt(items) - 1.0)
     return needed
+
+
+def _deviation(samples: Indices) -> NDArray[np.float64]:
+    """The standard deviation of an estimate from so many symbols, as a share of it."""
+    deviation: NDArray[np.float64] = np.sqrt(2.0 / np.maximum(samples - 1, 2))
+    return deviation
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +112,7 @@ class SketchSearch:
         self._open = np.ones(count, np.bool_)
         self._targets = np.zeros(count, np.int64)
         self._stalled = np.zeros(count, np.int64)
+        self._batches = 0
 
     @property
     def finished(self) -> bool:
@@ -158,26 +181,42 @@ class SketchSearch:
         if not len(active):
             self._harvest()
             return
-        needed = symbols_needed(items)
         have = decoder.lengths[active]
-        cramped = float(needed.mean()) > 0.9 * SYMBOLS_KEPT or bool((have >= SYMBOLS_KEPT).any())
-        if decoder.bits < BUCKET_BITS and cramped:
+        needed = symbols_needed(items)
+        room = SYMBOLS_KEPT * np.where(have <= _SAMPLES, _KEPT_SHARE_EARLY, _KEPT_SHARE_LATE)
+        cramped = float(needed.mean()) > float(room.mean()) or bool((have >= SYMBOLS_KEPT).any())
+        if not decoder.bits and int(have[0]) < _SAMPLES and _SAMPLES < float(items[0]) < _ITEMS_CERTAINLY_MANY:
+            self._targets[:] = _SAMPLES
+        elif decoder.bits < BUCKET_BITS and cramped:
             self._cut(active, items)
-            return
-        self._targets[active] = self._batch(active, have, needed)
+        else:
+            self._targets[active] = self._batch(active, have, items)
 
-    def _batch(self, active: Indices, have: Indices, needed: NDArray[np.float64]) -> Indices:
-        """How far to go: as far as is expected to do, then on by an eighth, later by a quarter."""
+    def _batch(self, active: Indices, have: Indices, items: NDArray[np.float64]) -> Indices:
+        """How far to go: as far as is expected to do, then on by an eighth, later by a quarter and a half.
+
+        What is asked for too much is never got back: the first batches aim below the estimate; later ones above it, so
+        that there is an end.
+        """
+        if len(self._open) < _NODES_MANY:
+            caution = _CAUTIONS[min(self._batches, len(_CAUTIONS) - 1)]
+            items = items * (1.0 - caution * _deviation(have))
+        self._batches += 1
+        needed = symbols_needed(items)
         beyond = needed > have * 1.125
         self._stalled[active] = np.where(beyond, 0, self._stalled[active] + 1)
-        share = np.where(self._stalled[active] > 3, 4.0, 8.0)
-        onward = have + np.maximum(2.0, np.ceil(have / share))
+        share = _GROWTHS[np.minimum(self._stalled[active], len(_GROWTHS) - 1)]
+        if _FEW_LEFT * len(active) <= len(self._open):
+            # The last few of many cost little: no further round trips for them.
+            share = np.maximum(share, _GROWTH_LAST)
+        onward = have + np.maximum(2.0, np.ceil(have * share))
         targets = np.maximum(onward, np.ceil(needed)).astype(np.int64)
         # Symbols that are not kept cost a look at all rows of the bucket: not for a few.
         near = (have < SYMBOLS_KEPT) & (targets < SYMBOLS_KEPT * 1.25)
         targets = np.where(near, np.minimum(targets, SYMBOLS_KEPT), targets)
         most = SYMBOLS_KEPT if self._decoder.bits < BUCKET_BITS else SYMBOLS_PER_SKETCH_MAX
-        return np.minimum(targets, most)
+        bounded: Indices = np.minimum(targets, most)
+        return bounded
 
     def _expected(self, active: Indices) -> NDArray[np.float64]:
         """How many items each active node has, by its own symbols and by those of all nodes.
@@ -188,7 +227,7 @@ class SketchSearch:
         decoder = self._decoder
         estimates = np.maximum(decoder.estimates(), 1.0)
         own = estimates[active]
-        if len(estimates) < 8:
+        if len(estimates) < _NODES_MANY:
             return own
         mean = float(estimates.mean())
         samples = np.maximum(decoder.lengths - 1, 1)
@@ -219,6 +258,8 @@ class SketchSearch:
 
     def _drop_beyond(self, active: Indices, items: NDArray[np.float64]) -> None:
         """Leave nodes to the next pass when their items are too many for one; the first is always searched."""
+        if self._snapshot.tree.root.count + self._remote_count <= self._items_max:
+            return
         far = np.flatnonzero(np.cumsum(items) > self._items_max)[1:]
         if len(far):
             first = int(self._decoder.nodes[active[far[0]]])
@@ -255,9 +296,11 @@ class SketchSearch:
         of, at = spans_of(np.zeros_like(active), decoder.lengths[active])
         self._split = _Split(self._received.take(starts[active][of] + at), decoder.lengths[active], parents)
         samples = decoder.lengths[active]
-        careful = np.where(samples < 16, _CAUTION, 1.0) * items / width
+        careful = np.maximum(1.0 - _deviation(samples), _SHARE_LEAST) * items / width
         targets = np.ceil(symbols_needed(careful))
-        most = np.where(samples < 16, max(_PROBE_SYMBOLS, _PROBE_SYMBOLS_TOTAL // len(children)), SYMBOLS_KEPT)
+        probe = max(_PROBE_SYMBOLS, _PROBE_SYMBOLS_TOTAL // len(children))
+        unsure = (samples < _SAMPLES) | (len(children) >= _NODES_MANY)
+        most = np.where(unsure, probe, SYMBOLS_KEPT)
         targets = np.clip(targets, 2, np.minimum(most, SYMBOLS_KEPT)).astype(np.int64)
         self._begin(SketchDecoder(bits, children, decoder.epoch))
         self._targets = targets[parents]
