@@ -26,7 +26,6 @@ from antientropy.previews import PreviewTable
 from antientropy.reports import RepairStatistics, RepairUpdate, SessionInfo, SessionState
 from antientropy.running import HeldElsewhereError, RunContext
 from antientropy.unit import UnitResult, UnitRun, Vouching
-from antientropy.validating import validate_range
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +142,13 @@ class RepairRun:
             self.entered(SessionState.PREPARING)
             self.say("Repair goes on")
 
+    def overlaps(self, keyspace: str, ranges: Sequence[TokenRange]) -> bool:
+        """Whether it works on a part of some ranges."""
+        mine = [one.token_range for one in self._ranges]
+        return keyspace == self._context.keyspace and any(
+            one.intersection(other) is not None for one in mine for other in ranges
+        )
+
     # --- narrator ---
 
     def say(self, message: str, *, trace: bool = False) -> None:
@@ -231,7 +237,7 @@ class RepairRun:
             self.say(f"Endpoint {endpoint} is not alive and is left out of this repair")
 
     async def _work_off(self) -> None:
-        jobs = min(self._context.options.jobs, max(1, len(self._ranges)))
+        jobs = self._context.options.jobs
         try:
             async with asyncio.TaskGroup() as group:
                 for number in range(jobs):
@@ -286,13 +292,12 @@ class RepairRun:
         await self._unit_ended(unit, result)
 
     async def _run_unit(self, unit: Unit, peers: tuple[str, ...]) -> UnitResult:
-        if self._context.options.mode is RepairMode.VALIDATE:
-            return await validate_range(self._context, unit.token_range, peers)
         run = UnitRun(
             self._context,
             unit.token_range,
             peers,
             vouching=self._vouching(unit, peers),
+            counts_pairs=unit.token_range == self._ranges[unit.range_index].token_range and not unit.is_last,
             preview=self._previews.add,
         )
         return await run.run()

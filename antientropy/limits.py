@@ -84,3 +84,13 @@ EPOCH_STEP_MAX: Final = 1_000
 PURGE_ROWS_MAX: Final = 4_096
 #: Ranges of a keyspace with metrics of their own: 256 for each of a few racks; beyond, only the sums are exposed.
 METRIC_RANGES_MAX: Final = 1_024
+#: Symbols in one request: at 22 bytes each an answer of 900 kB, below a quarter of gRPC's default receive limit.
+SYMBOLS_PER_REQUEST_MAX: Final = 40_960
+#: Symbols of one sketch: enough for 12,000 differing rows of one bucket; beyond that the tree is descended.
+SYMBOLS_PER_SKETCH_MAX: Final = 16_384
+#: Nodes whose children's hashes are sent at once (64 kB): if all differ, the answer has 16 times that, 1 MiB.
+HASH_NODES_PER_REQUEST_MAX: Final = 1_024
+#: Rows listed in one answer: with digests 1 MiB. Rows of one token stay together; twice as many are refused.
+ROWS_LISTED_PER_ANSWER_MAX: Final = 32_768
+#: Requests of one search for differences. A million rows listed take some dozens; a peer that leads on for ever ends.
+LOCATE_REQUESTS_MAX: Final = 4_096

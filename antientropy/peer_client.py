@@ -15,7 +15,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
-from typing import Any, Final, TypeVar, TypeVarTuple
+from typing import Final, TypeVar, TypeVarTuple
 
 import grpc
 import numpy as np
@@ -26,6 +26,7 @@ from antientropy import wire
 from antientropy.config import RepairConfig
 from antientropy.core.hashing import HASH_VERSION
 from antientropy.core.merkle import Root
+from antientropy.core.requests import LocateAnswer, LocateRequest
 from antientropy.core.rows import Row
 from antientropy.core.sketch import Symbols
 from antientropy.core.tokens import TokenRange
@@ -290,9 +291,20 @@ class PeerClient:
         symbols = wire.decode_first_symbols(answer.symbols)
         return RootsAnswer(False, answer.row_count, theirs, epoch, recorded, symbols)
 
-    async def locate(self, request: Any) -> Any:
-        """One step of the locator (core/locate.py): a LocateRequest, answered with a LocateAnswer."""
-        raise NotImplementedError
+    async def locate(self, request: LocateRequest) -> LocateAnswer:
+        """One step of the locator (:class:`antientropy.core.locate.Locator`), on the snapshot of the session.
+
+        Raises:
+            PeerError: the peer failed or broke the protocol.
+        """
+        message = pb.LocateRequest(session=self.session, body=request.encode())
+        answer = await self._unary("Locate", message, pb.LocateResponse)
+        return await self._in_thread(self._located, answer.body, request)
+
+    def _located(self, body: bytes, request: LocateRequest) -> LocateAnswer:
+        """Decode and check. Runs in a worker thread: an answer may be a mebibyte."""
+        with self._peer_errors():
+            return LocateAnswer.decode(body, request)
 
     async def fetch(self, tokens: NDArray[np.uint64]) -> AsyncGenerator[list[Row], None]:
         """The rows at some tokens (strictly ascending), chunk by chunk, each checked whole against its digest.

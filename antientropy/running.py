@@ -52,6 +52,22 @@ class Narrator(Protocol):
         ...
 
 
+class _Silent:
+    def say(self, message: str, *, trace: bool = False) -> None:
+        pass
+
+    def entered(self, state: SessionState) -> None:
+        pass
+
+    def planned(self, copies: int) -> None:
+        pass
+
+
+def silent() -> Narrator:
+    """Tells nobody."""
+    return _Silent()
+
+
 class OwnLeases(Protocol):
     """The leases that this node needs as a coordinator, in the same table as those of its peers."""
 

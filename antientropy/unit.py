@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from antientropy.core import deletes
 from antientropy.core.merkle import EMPTY_ROOT, Root
 from antientropy.core.plan import RepairPlan
+from antientropy.core.reconcile import Difference
 from antientropy.core.session import (
     Compare,
     End,
@@ -35,7 +36,7 @@ from antientropy.core.session import (
 from antientropy.core.tokens import BUCKET_LEVEL, BUCKETS, TokenRange
 from antientropy.errors import PeerError, RepairError
 from antientropy.leases import LeaseDenied, new_session
-from antientropy.locating import locate_pair
+from antientropy.locating import differing_parts, locate_pair
 from antientropy.moving import PlanMover
 from antientropy.options import RepairMode
 from antientropy.peer_client import OpenSession, PeerClient, RefusalKind, RootsAnswer
@@ -92,6 +93,7 @@ class UnitRun:
         token_range: The unit.
         peers: Endpoints.
         vouching: Told to the peers.
+        counts_pairs: Whether its pairs are in the statistics: a whole range for the first time.
         preview: Called with plan, snapshot and clients of a preview, while they are open.
     """
 
@@ -102,6 +104,7 @@ class UnitRun:
         peers: Iterable[str],
         *,
         vouching: Vouching,
+        counts_pairs: bool,
         preview: Callable[[RepairPlan, ReplicaSnapshot, list[PeerClient]], Coroutine[Any, Any, None]],
     ) -> None:
         config = context.config
@@ -117,7 +120,7 @@ class UnitRun:
             context.options.mode,
             UnitLimits(
                 passes_max=config.passes_max,
-                rows_max=_rows_max(context),
+                rows_max=rows_max(context),
                 in_flight_seconds=config.in_flight_seconds,
                 in_flight_waits_max=config.in_flight_waits_max,
                 version_time=config.version_time,
@@ -127,6 +130,8 @@ class UnitRun:
         self._others_floors = deletes.no_versions()
         self._fenced = False
         self._acknowledged: dict[str, int] = {}
+        self._counts_pairs = counts_pairs
+        self._counted: set[str] = set()
         self._root = EMPTY_ROOT
         self._answers: dict[str, RootsAnswer] = {}
         self._snapshot: ReplicaSnapshot | None = None
@@ -249,11 +254,21 @@ class UnitRun:
         if self._raised_floors(answers):
             return
         self._not_ready_since = None
+        self._count_pairs(answers)
         for endpoint, answer in answers.items():
             self._session.compared(endpoint, equal=answer.equal)
             if not answer.equal:
                 continue
             context.narrator.say(f"Endpoints {context.local} and {endpoint} are consistent for {context.keyspace}")
+
+    def _count_pairs(self, answers: dict[str, RootsAnswer]) -> None:
+        """Each pair counts once, by what it was found to be at first; parts of a range do not count again."""
+        if not self._counts_pairs:
+            return
+        fresh = [answer for endpoint, answer in answers.items() if endpoint not in self._counted]
+        self._counted.update(answers)
+        self._context.statistics.pairs_compared += len(fresh)
+        self._context.statistics.pairs_equal += sum(answer.equal for answer in fresh)
 
     async def _compare_with(self, client: PeerClient, epoch: int) -> None:
         self._answers.pop(client.endpoint, None)
@@ -362,6 +377,14 @@ class UnitRun:
         consistent = snapshot.root == self._root
         reading = asyncio.Lock()
 
+        async def validate(client: PeerClient) -> None:
+            level, nodes = await differing_parts(context, client, snapshot, reading)
+            self._session.located(client.endpoint, Difference.concatenate([]), consistent=False)
+            context.narrator.say(
+                f"Endpoints {context.local} and {client.endpoint} differ in {len(nodes)} of {16**level} parts of the "
+                f"token line for {context.keyspace}: {', '.join(map(str, nodes.tolist()))}"
+            )
+
         async def locate(client: PeerClient) -> None:
             found = await locate_pair(
                 context, client, self._answers[client.endpoint], snapshot, reading, rows_max=self._session.rows_max
@@ -375,7 +398,7 @@ class UnitRun:
                 f"for {context.keyspace}"
             )
 
-        await self._each(peers, locate)
+        await self._each(peers, validate if context.options.mode is RepairMode.VALIDATE else locate)
 
     # --- moving ---
 
@@ -452,7 +475,7 @@ class UnitRun:
             await self._context.in_thread(snapshot.close)
 
 
-def _rows_max(context: RunContext) -> int:
+def rows_max(context: RunContext) -> int:
     """Differing rows of a unit, so that their bytes are bounded too, by the average row here."""
     store, config = context.replica.store, context.config
     average = max(1, store.stored_bytes // max(1, store.row_count))

@@ -13,6 +13,7 @@ from antientropy.core import hashing
 from antientropy.core.merkle import Root
 from antientropy.core.rows import Row
 from antientropy.core.sketch import Symbols
+from antientropy.core.sketch_search import FIRST_SYMBOLS
 from antientropy.core.tokens import BUCKET_LEVEL, BUCKETS, TOKEN_MAX, TokenRange, covering
 from antientropy.errors import PeerMessageError, RowRefusedError
 from antientropy.limits import (
@@ -24,8 +25,6 @@ from antientropy.limits import (
 from antientropy.store import check_row
 from antientropy.v1 import repair_pb2 as pb
 
-#: Symbols of the whole range that ride on the answer that roots differ: enough to locate one difference most often.
-FIRST_SYMBOLS: Final = 4
 #: Versions of the hash functions that one number of the wire can tell apart, beside the epoch.
 _HASH_VERSIONS: Final = 16
 #: No tombstone is left out.

@@ -142,7 +142,7 @@ class UnitSession:
     Args:
         token_range: The unit.
         endpoints: The peers, in the order of the plan's replicas 1, 2, ...
-        mode: VALIDATE is not for units: it only compares.
+        mode: VALIDATE ends when the parts that differ are known.
         limits: As configured.
     """
 
@@ -255,6 +255,8 @@ class UnitSession:
 
     def _decide(self, live: list[str], unequal: list[str], now: float) -> Step:
         """All differences are known."""
+        if self.mode is RepairMode.VALIDATE:
+            return End(Verdict.PREVIEWED)
         if self._oversize_rows:
             parts = self._parts(self._oversize_rows)
             if parts:
