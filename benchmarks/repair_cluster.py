@@ -1,4 +1,4 @@
-"""Replicas for benchmarks of repair: processes on loopback, a counting relay in front of each, and one measured case."""
+"""Replicas for benchmarks of repair: processes on loopback, a counting relay before each, and one measured case."""
 
 from __future__ import annotations
 

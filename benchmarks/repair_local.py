@@ -1,4 +1,4 @@
-"""What repair costs a node while nobody repairs: upkeep of the index on write, building it, and the latency of writes."""
+"""What repair costs a node besides: upkeep of the index on write, building it, and the latency of writes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Final
 import lmdb
 import numpy as np
 
+from antientropy.core.index import Index
 from antientropy.core.rows import Changes, Row
 from antientropy.core.tokens import TokenRange
 from antientropy.replica import Replica
@@ -84,18 +85,14 @@ def upkeep(options: argparse.Namespace, directory: Path) -> Json:
 
 
 def _folds(replica: Replica, store: LmdbRowStore, rows: int) -> Json:
-    """The index's own work on a copy of it: batches of inserted and of replaced rows, and single ones."""
-    index = replica.index_copy() if hasattr(replica, "index_copy") else None
-    if index is None:
-        reader = store.read()
-        try:
-            from antientropy.core.index import Index
-
-            index = Index.empty(replica.tree_depth, replica.epoch)
-            for part in reader.digests([TokenRange.full()]):
-                index.fold_rows(part)
-        finally:
-            reader.close()
+    """The index's own work, on one like it: batches of inserted and of replaced rows, and single ones."""
+    reader = store.read()
+    try:
+        index = Index.empty(replica.tree_depth, replica.epoch)
+        for part in reader.digests([TokenRange.full()]):
+            index.fold_rows(part)
+    finally:
+        reader.close()
     rng = np.random.default_rng(rows)
 
     def random_changes(count: int, *, replaced: bool) -> Changes:

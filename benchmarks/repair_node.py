@@ -195,11 +195,7 @@ class Node:
 
     async def usage(self, reset: bool) -> Json:
         """Processor time so far, and the most memory since the last reset."""
-        status = Path("/proc/self/status").read_text()
-        sizes = {name: int(kb) * 1024 for name, kb in re.findall(r"(VmHWM|VmRSS|RssAnon):\s+(\d+) kB", status)}
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        return {"cpu_seconds": time.process_time(), "peak_bytes": sizes["VmHWM"], "now_bytes": sizes["VmRSS"]}
+        return await asyncio.to_thread(_usage, reset)
 
     async def write(self, writes_per_second: float, value_bytes: int) -> Json:
         """Begin to write single rows."""
@@ -219,6 +215,14 @@ class Node:
         await self._server.stop(0.1)
         await asyncio.to_thread(self.store.close)
         return {}
+
+
+def _usage(reset: bool) -> Json:
+    status = Path("/proc/self/status").read_text()
+    sizes = {name: int(kb) * 1024 for name, kb in re.findall(r"(VmHWM|VmRSS):\s+(\d+) kB", status)}
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    return {"cpu_seconds": time.process_time(), "peak_bytes": sizes["VmHWM"], "now_bytes": sizes["VmRSS"]}
 
 
 async def serve(path: Path, journal: Path) -> None:
