@@ -79,7 +79,10 @@ class RepairRun:
         self._settled: dict[int, UnitResult] = {}
         """Whole ranges that are settled with every replica."""
         self._work = RepairWork(
-            [Unit(one.token_range, part, number) for number, (one, part) in enumerate(zip(ranges, chosen, strict=True))],
+            [
+                Unit(one.token_range, part, number)
+                for number, (one, part) in enumerate(zip(ranges, chosen, strict=True))
+            ],
             dead=frozenset() if context.options.force else self._dead,
             skipped=[one.token_range for one in verified],
             retry=RetryLimits(
@@ -338,7 +341,7 @@ class RepairRun:
         complete = self._work.done(unit, result.peers)
         if result.verdict is Verdict.UNSETTLED:
             self.say(
-                f"Tokens {unit.token_range} got new writes during this repair; all rows found different before were moved"
+                f"Tokens {unit.token_range} got new writes during this repair; rows found different before were moved"
             )
         self._differences[unit.range_index] = self._differences.get(unit.range_index, 0) + result.rows_differing
         if complete and result.settled and unit.token_range == self._ranges[unit.range_index].token_range:
@@ -449,4 +452,3 @@ _DONE: Final = {
     RepairMode.VALIDATE: "Validation completed",
     RepairMode.PULL: "Repair (pull) completed successfully",
 }
-

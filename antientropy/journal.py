@@ -43,8 +43,8 @@ CREATE TABLE verified (
 ) WITHOUT ROWID;
 CREATE TABLE repaired (
     keyspace TEXT NOT NULL, first_token BLOB NOT NULL, last_token BLOB NOT NULL, replicas TEXT NOT NULL,
-    session BLOB NOT NULL, repaired_version BLOB NOT NULL, acknowledged_version BLOB NOT NULL, repaired_at REAL NOT NULL,
-    differences INTEGER NOT NULL, PRIMARY KEY (keyspace, first_token)
+    session BLOB NOT NULL, repaired_version BLOB NOT NULL, acknowledged_version BLOB NOT NULL,
+    repaired_at REAL NOT NULL, differences INTEGER NOT NULL, PRIMARY KEY (keyspace, first_token)
 ) WITHOUT ROWID;
 """
 

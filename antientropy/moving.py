@@ -1,8 +1,8 @@
 """Moving the rows of a plan: the coordinator fetches what it lacks, everybody else gets rows from their holders.
 
-All transfers of a plan run at once; each is cut into pages, so that progress is seen and a pause or a loss costs little.
-Rows are durable on their receiver when a page ends. Before a page travels, the own current rows are looked at again:
-what a foreground write has changed meanwhile is left to it, and compared again in the next pass.
+All transfers of a plan run at once; each is cut into pages, so that progress is seen and a loss costs little. Rows are
+durable on their receiver when a page ends. Before a page travels, the own current rows are looked at again: what a
+foreground write has changed meanwhile is left to it, and compared again in the next pass.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from antientropy.snapshots import ReplicaSnapshot
 from antientropy.store import RowReader
 
 Tokens = NDArray[np.uint64]
+Result = TypeVar("Result")
 
 
 class PlanMover:
@@ -37,7 +38,7 @@ class PlanMover:
         session: The unit; told of every page.
         clients: Of the plan's replicas 1, 2, ..., in order.
         snapshot: What the plan was made from.
-        opened: Opens the session of a peer that is equal, so that it can be given rows.
+        opened: Opens the session of a peer that is equal, so that it can give and be given rows.
         failed: Told of a peer that fails.
     """
 
@@ -58,6 +59,7 @@ class PlanMover:
         self._opened = opened
         self._failed = failed
         self._reading = asyncio.Lock()
+        self._fetched = np.empty(0, np.uint64)
         self.touched: set[str] = set()
         """Peers that gave or got rows, or may have."""
         self.own_rows_changed = False
@@ -68,15 +70,18 @@ class PlanMover:
         Raises:
             StoreError: the own store failed; rows that were applied before stay.
         """
+        settled = np.setdiff1d(plan.tokens, await self._unsettled(plan.tokens), assume_unique=True)
+        plan = plan.only(~np.isin(plan.tokens, settled))
+        self._fetched = plan.tokens[plan.lacks[0]]
         transfers = plan.transfers
         self._context.narrator.planned(plan.copies)
-        targets = {one.target for one in transfers} - {0}
+        peers = {number for one in transfers for number in (one.source, one.target)} - {0}
         if len(plan.colliding_tokens):
-            targets |= set(range(1, len(self._clients) + 1))
+            peers |= set(range(1, len(self._clients) + 1))
         await self._all(
             [
                 self._guarded(client, self._opened(client))
-                for client in (self._clients[target - 1] for target in sorted(targets))
+                for client in (self._clients[number - 1] for number in sorted(peers))
                 if not client.session_open
             ]
         )
@@ -95,7 +100,12 @@ class PlanMover:
             if not (self._usable(source) and self._usable(target)):
                 break
             page = transfer.tokens[start : start + ROWS_PER_PUSH_MAX]
-            tokens = await self._unsettled(page)
+            # The first look was a moment ago; and what this plan itself brings here is no foreground write.
+            tokens = page
+            if start:
+                looked_at = page if target is None else np.setdiff1d(page, self._fetched, assume_unique=True)
+                settled = np.setdiff1d(looked_at, await self._unsettled(looked_at), assume_unique=True)
+                tokens = np.setdiff1d(page, settled, assume_unique=True)
             left -= len(page)
             self._context.narrator.planned(len(tokens) - len(page))
             if not len(tokens):
@@ -227,7 +237,7 @@ class PlanMover:
             origin = here if source is None else source.endpoint
             self._context.narrator.say(f"Endpoint {origin} sent {rows} rows to {target.endpoint} for {keyspace}")
 
-    async def _guarded(self, client: PeerClient, step: Coroutine[Any, Any, Any]) -> Any:
+    async def _guarded(self, client: PeerClient, step: Coroutine[Any, Any, Result]) -> Result | None:
         """A peer's fault ends its pair; any other ends the repair."""
         try:
             return await step
@@ -250,11 +260,8 @@ def changed_tokens(before: RowDigests, now: RowDigests) -> Tokens:
     """Tokens at which two lists of rows, each in the order of tokens, differ."""
     if len(before) == len(now) and bool((before.tokens == now.tokens).all() and (before.digests == now.digests).all()):
         return np.empty(0, np.uint64)
-    rows = np.concatenate(
-        [np.column_stack((one.tokens, one.versions, one.digests)) for one in (before, now)]
-    )
+    rows = np.concatenate([np.column_stack((one.tokens, one.versions, one.digests)) for one in (before, now)])
     # A row that is on both sides is there twice.
     distinct, counts = np.unique(rows, axis=0, return_counts=True)
     tokens: Tokens = np.unique(distinct[counts == 1][:, 0])
     return tokens
-

@@ -211,6 +211,7 @@ class PeerClient:
         self._to_close = False
         self._streams = first_stream
         self._turn = 0
+        self._epoch = 0
 
     @property
     def session_open(self) -> bool:
@@ -252,7 +253,6 @@ class PeerClient:
         bounds = wire.NO_FLOORS if floors is None else floors
         request = pb.CompareRequest(
             open=open_session.value,
-            hashes=wire.encode_hashes(HASH_VERSION, epoch),
             root_digest=root.digest if root.count else b"",
             row_count=root.count,
             forced=forced,
@@ -263,6 +263,8 @@ class PeerClient:
             self._turn += 1
             # Until the answer is known, the peer may have opened it.
             self._to_close = True
+        if not self._open or epoch != self._epoch:
+            request.hashes, self._epoch = wire.encode_hashes(HASH_VERSION, epoch), epoch
         if not self._open:
             request.keyspace = self._keyspace
             wire.put_range(request, self._range)
@@ -289,7 +291,10 @@ class PeerClient:
         if answer.hashes:
             return RootsAnswer(False, 0, theirs, wire.decode_hashes(answer.hashes)[1], recorded)
         symbols = wire.decode_first_symbols(answer.symbols)
-        return RootsAnswer(False, answer.row_count, theirs, epoch, recorded, symbols)
+        count = root.count + answer.rows_more
+        if count < 0:
+            raise PeerMessageError(f"a replica of {count} rows")
+        return RootsAnswer(False, count, theirs, epoch, recorded, symbols)
 
     async def locate(self, request: LocateRequest) -> LocateAnswer:
         """One step of the locator (:class:`antientropy.core.locate.Locator`), on the snapshot of the session.

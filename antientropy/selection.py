@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ def chosen_ranges(
 
 
 def _check_held(asked: Sequence[TokenRange], held: Sequence[ReplicatedRange], keyspace: str) -> None:
-    for before, after in zip(asked, asked[1:], strict=False):
+    for before, after in pairwise(asked):
         if after.first <= before.last:
             raise RepairRequestError(f"token ranges {before} and {after} overlap, or are not ascending")
     for one in asked:

@@ -238,9 +238,7 @@ class RepairService:
 
     # --- repairing ---
 
-    async def repair(
-        self, keyspace: str, options: RepairOptions | None = None
-    ) -> AsyncGenerator[RepairUpdate, None]:
+    async def repair(self, keyspace: str, options: RepairOptions | None = None) -> AsyncGenerator[RepairUpdate, None]:
         """Make this replica and its peers equal; yields updates, the last one with a final state.
 
         Closing the iterator before that cancels the repair: rows that were applied stay, nothing is left behind.

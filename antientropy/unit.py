@@ -125,6 +125,7 @@ class UnitRun:
                 in_flight_waits_max=config.in_flight_waits_max,
                 version_time=config.version_time,
             ),
+            context.broken_links,
         )
         self._floors: NDArray[np.uint64] | None = None
         self._others_floors = deletes.no_versions()

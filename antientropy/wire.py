@@ -25,6 +25,9 @@ from antientropy.limits import (
 from antientropy.store import check_row
 from antientropy.v1 import repair_pb2 as pb
 
+#: Which rows of a chunk are tombstones: none (0), all, or some.
+_ALL: Final = 1
+_MIXED: Final = 2
 #: Versions of the hash functions that one number of the wire can tell apart, beside the epoch.
 _HASH_VERSIONS: Final = 16
 #: No tombstone is left out.
@@ -218,13 +221,13 @@ def encode_rows(rows: Iterable[Row]) -> Iterator[RowsMessage]:
 
 def _rows_message(rows: list[Row]) -> RowsMessage:
     deleted = np.array([row.deleted for row in rows], np.bool_)
-    flags = b"\1" if deleted.all() else b"\2" + np.packbits(deleted, bitorder="little").tobytes()
+    kind = _MIXED if deleted.any() and not deleted.all() else int(deleted[0])
     columns = (
-        len(rows).to_bytes(2, "little"),
+        _pack_head(len(rows) << 2 | kind),
         pack_column(np.array([len(row.key) for row in rows], np.uint64)),
         pack_column(np.array([len(row.value) for row in rows], np.uint64)),
         pack_column(np.array([row.version for row in rows], np.uint64)),
-        flags if deleted.any() else b"\0",
+        np.packbits(deleted, bitorder="little").tobytes() if kind == _MIXED else b"",
         _combined([row.digest for row in rows]),
     )
     content = b"".join([row.key for row in rows]) + b"".join([row.value for row in rows])
@@ -243,16 +246,17 @@ def decode_rows(message: pb.RowColumns, within: TokenRange) -> list[Row]:
         PeerMessageError: anything is wrong with any of them.
     """
     data = message.columns
-    count = int.from_bytes(data[:2], "little")
-    if not 0 < count <= CHUNK_ROWS_MAX or message.ByteSize() > CHUNK_BYTES_MAX:
+    head, start = _unpack_head(data)
+    count, kind = head >> 2, head & 3
+    if not 0 < count <= CHUNK_ROWS_MAX or kind > _MIXED or message.ByteSize() > CHUNK_BYTES_MAX:
         raise PeerMessageError(
             f"a chunk of {count} rows in {message.ByteSize()} bytes: 1 to {CHUNK_ROWS_MAX} rows in at most "
             f"{CHUNK_BYTES_MAX} bytes are allowed"
         )
-    key_lengths, end = unpack_column(data, count, 2)
+    key_lengths, end = unpack_column(data, count, start)
     value_lengths, end = unpack_column(data, count, end)
     versions, end = unpack_column(data, count, end)
-    deleted, end = _unpack_flags(data, count, end)
+    deleted, end = _unpack_flags(data, count, kind, end)
     if len(data) - end != hashing.DIGEST_BYTES:
         raise PeerMessageError(f"{len(data) - end} bytes where the digest of {count} rows belongs")
     # Compared one by one first: a sum of absurd lengths could come out right beyond 64 bits.
@@ -269,14 +273,33 @@ def decode_rows(message: pb.RowColumns, within: TokenRange) -> list[Row]:
     return rows
 
 
-def _unpack_flags(data: bytes, count: int, start: int) -> tuple[NDArray[np.bool_], int]:
-    kind = data[start] if start < len(data) else 255
-    if kind in (0, 1):
-        return np.full(count, kind == 1), start + 1
-    end = start + 1 + (count + 7) // 8
-    if kind != 2 or end > len(data):
-        raise PeerMessageError("the flags of a chunk of rows are cut short or unknown")
-    bits = np.frombuffer(data, np.uint8, end - start - 1, start + 1)
+def _pack_head(number: int) -> bytes:
+    """A varint."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*encoded, number])
+
+
+def _unpack_head(data: bytes) -> tuple[int, int]:
+    """The number at the start of a chunk, and where it ends."""
+    number = 0
+    for at, byte in enumerate(data[:3]):
+        number |= (byte & 0x7F) << 7 * at
+        if byte < 0x80:
+            return number, at + 1
+    raise PeerMessageError("the number of rows in a chunk is cut short or absurd")
+
+
+def _unpack_flags(data: bytes, count: int, kind: int, start: int) -> tuple[NDArray[np.bool_], int]:
+    """Which of the rows are tombstones, and where that ends."""
+    if kind != _MIXED:
+        return np.full(count, kind == _ALL), start
+    end = start + (count + 7) // 8
+    if end > len(data):
+        raise PeerMessageError("the flags of a chunk of rows are cut short")
+    bits = np.frombuffer(data, np.uint8, end - start, start)
     return np.unpackbits(bits, count=count, bitorder="little").astype(np.bool_), end
 
 

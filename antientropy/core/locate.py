@@ -218,6 +218,8 @@ class Locator:
             spoiled = np.unique(nodes_above(items.tokens[wrong], nodes.bits))
             self._tree.descend(nodes.bits, spoiled)
             items = items.take(~np.isin(nodes_above(items.tokens, nodes.bits), spoiled))
+            if not len(items):
+                return
         self._decoded.append(_difference(items, own))
 
     def _own_rows(self, nodes: Nodes, tokens: U64) -> RowDigests:
@@ -234,7 +236,7 @@ class Locator:
 
 
 def _difference(items: Items, own: RowDigests) -> Difference:
-    """Items as what both sides hold at their tokens. ``own``: all own rows there."""
+    """Items as what both sides hold at their tokens. ``own``: all own rows there, and perhaps others."""
     mine, theirs = items.take(items.signs > 0), items.take(items.signs < 0)
     theirs = theirs.take(np.argsort(theirs.tokens))
     tokens = np.unique(items.tokens)

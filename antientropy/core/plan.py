@@ -11,7 +11,7 @@ digests: a digest of zeros says nothing, so that rows of equal version then coun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +44,8 @@ class RepairPlan:
     sources: NDArray[np.int64]
     """Shape (replicas, m): who gives it to them; -1 where nothing is lacking, or nothing shall be given."""
     colliding: tuple[NDArray[np.uint64], ...]
-    """Tokens that several keys share, for each replica where it differs there; empty for the coordinator. All rows there
-    are fetched from these replicas, then given to every other: only their receivers see what is new to them."""
+    """Tokens that several keys share, for each replica where it differs there; empty for the coordinator. All rows
+    there are fetched from these replicas, then given to every other: only their receivers see what is new to them."""
     conflicts: int
     """Tokens at which a replica holds the winner's version with another content."""
 
@@ -92,8 +92,17 @@ class RepairPlan:
         )
 
 
-def plan_repair(differences: Sequence[Difference], *, pull: bool = False) -> RepairPlan:
-    """Plan from each pair's difference with one snapshot of the coordinator; ``pull``: rows come to it only."""
+def plan_repair(
+    differences: Sequence[Difference], *, pull: bool = False, broken: Collection[tuple[int, int]] = ()
+) -> RepairPlan:
+    """Plan from each pair's difference with one snapshot of the coordinator.
+
+    Args:
+        differences: Of replicas 1, 2, ...
+        pull: Rows come to the coordinator only.
+        broken: (source, target) of peers between which nothing gets through. What only such a source has goes to the
+            coordinator now, and on from there in the next pass.
+    """
     colliding = _union([one.colliding for one in differences])
     plain = [one.without(colliding) for one in differences]
     tokens = _union([one.tokens for one in plain])
@@ -108,9 +117,17 @@ def plan_repair(differences: Sequence[Difference], *, pull: bool = False) -> Rep
         better = _wins(states, winners)
         winners = winners.put(better, states.take(better))
     lacks = np.array([~_same(states, winners) for states in replicas]).reshape(len(replicas), len(tokens))
-    sources = _sources(lacks)
+    sources = _sources(lacks, broken)
     if pull:
         sources[1:] = -1
+    # A pair that was searched without digests has not seen content that differs at equal versions: what it holds at
+    # another pair's conflict shows in the next pass, when that is all that is left.
+    tie = lacks[0] & local.present & (local.versions == winners.versions)
+    for number, (one, where) in enumerate(zip(plain, wheres, strict=True), start=1):
+        if len(one) and not bool((one.remote.present & _known(one.remote)).any()):
+            unseen = tie.copy()
+            unseen[where] = False
+            sources[number, unseen] = -1
     conflicts = np.zeros(len(tokens), np.bool_)
     for states, lack in zip(replicas, lacks, strict=True):
         conflicts |= lack & states.present & (states.versions == winners.versions)
@@ -127,39 +144,40 @@ def plan_repair(differences: Sequence[Difference], *, pull: bool = False) -> Rep
     )
 
 
-def _sources(lacks: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _sources(lacks: NDArray[np.bool_], broken: Collection[tuple[int, int]]) -> NDArray[np.int64]:
     """For each replica and token who gives it the winner; the holders of a token take turns from token to token."""
-    holds = ~lacks
-    rank = np.cumsum(holds, axis=0)
-    holders = np.maximum(rank[-1], 1)
-    turn = np.arange(lacks.shape[1])
+    replicas, count = lacks.shape
+    turn = np.arange(count)
     sources = np.full(lacks.shape, -1, np.int64)
-    before = np.zeros(lacks.shape[1], np.int64)
-    for target in range(len(lacks)):
-        wanted = (turn + before) % holders + 1
-        chosen = np.argmax(holds & (rank == wanted), axis=0)
-        sources[target] = np.where(lacks[target], chosen, -1)
-        before += lacks[target]
+    for target in range(replicas):
+        usable = np.array([(source, target) not in broken for source in range(replicas)])
+        holds = ~lacks & usable[:, None]
+        rank = np.cumsum(holds, axis=0)
+        holders = rank[-1]
+        chosen = np.argmax(holds & (rank == turn % np.maximum(holders, 1) + 1), axis=0)
+        sources[target] = np.where(lacks[target] & (holders > 0), chosen, -1)
+        # Of one token, the next target asks the next holder.
+        turn = turn + lacks[target]
     return sources
 
 
 def _known(states: States) -> NDArray[np.bool_]:
-    return states.digests.any(axis=1)
+    known: NDArray[np.bool_] = (states.digests[:, 0] | states.digests[:, 1]) != 0
+    return known
 
 
 def _same(one: States, other: States) -> NDArray[np.bool_]:
     """As :meth:`States.same`, but an unknown digest is like any."""
     unknown = ~(_known(one) & _known(other))
-    equal: NDArray[np.bool_] = (one.present == other.present) & (one.versions == other.versions)
-    equal &= unknown | (one.digests == other.digests).all(axis=1)
+    same_row = (one.present == other.present) & (one.versions == other.versions)
+    equal: NDArray[np.bool_] = np.where(unknown, same_row, same_row & (one.digests == other.digests).all(axis=1))
     return equal
 
 
 def _wins(one: States, other: States) -> NDArray[np.bool_]:
     """As :meth:`States.wins_over`, but of rows with equal versions and an unknown digest none wins."""
     tie = one.present & other.present & (one.versions == other.versions) & ~(_known(one) & _known(other))
-    wins: NDArray[np.bool_] = one.wins_over(other) & ~tie
-    return wins
+    return np.where(tie, False, one.wins_over(other))
 
 
 def _better_known(one: States, other: States) -> States:

@@ -1,6 +1,6 @@
 """One part of the token line and all its replicas, as a state machine without I/O: it says what to do next.
 
-The coordinator (replica 0) works on one *unit* at a time: a part of a range, repaired with every peer at once. The shell
+The coordinator (replica 0) works on *units*: a unit is a part of a range, repaired with every peer at once. The shell
 asks :meth:`UnitSession.next` for the next step, does it, and reports what came of it:
 
 COMPARE   the own root with those peers that are not known to be equal or unequal. All equal: VERIFIED, after one round
@@ -22,7 +22,7 @@ comes in as an argument.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -69,7 +69,7 @@ class Locate:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Move rows; report each transfer with :meth:`UnitSession.moved`, at the end call :meth:`UnitSession.move_ended`."""
+    """Move rows; tell each transfer with :meth:`UnitSession.moved`, the end with :meth:`UnitSession.move_ended`."""
 
     plan: RepairPlan
 
@@ -144,12 +144,15 @@ class UnitSession:
         endpoints: The peers, in the order of the plan's replicas 1, 2, ...
         mode: VALIDATE ends when the parts that differ are known.
         limits: As configured.
+        broken_links: Known from other units of the repair.
     """
 
     token_range: TokenRange
     endpoints: Sequence[str]
     mode: RepairMode = RepairMode.REPAIR
     limits: UnitLimits = field(default_factory=UnitLimits)
+    broken_links: Collection[tuple[str, str]] = ()
+    """Peers that cannot reach each other, (source, target); may grow."""
     passes: int = 0
     waits: int = 0
     rebuilds: int = 0
@@ -255,6 +258,7 @@ class UnitSession:
 
     def _decide(self, live: list[str], unequal: list[str], now: float) -> Step:
         """All differences are known."""
+        preview = self.mode is RepairMode.PREVIEW
         if self.mode is RepairMode.VALIDATE:
             return End(Verdict.PREVIEWED)
         if self._oversize_rows:
@@ -269,6 +273,7 @@ class UnitSession:
         plan = plan_repair(
             [_NOTHING if (found := self.pairs[endpoint].difference) is None else found for endpoint in live],
             pull=self.mode is RepairMode.PULL,
+            broken=self._unusable(live),
         )
         self._settle(plan.tokens)
         if len(plan) > self.limits.rows_max and (parts := self._parts(len(plan))):
@@ -276,16 +281,27 @@ class UnitSession:
         young, seconds = self._young(plan, now)
         self._waiting = np.union1d(self._waiting, plan.tokens[young])
         settled = plan.only(~young)
-        if (bool(young.any()) or not len(plan)) and self.waits < self.limits.in_flight_waits_max:
-            if settled.is_idle or self.mode is RepairMode.PREVIEW:
-                return self._wait(unequal, seconds)
-        if self.mode is RepairMode.PREVIEW:
+        waiting = bool(young.any()) or not len(plan)
+        if waiting and self.waits < self.limits.in_flight_waits_max and (settled.is_idle or preview):
+            return self._wait(unequal, seconds)
+        if preview:
             return End(Verdict.PREVIEWED, settled)
         if settled.is_idle and self.mode is RepairMode.PULL and not young.any():
             return End(Verdict.PULLED)
         if settled.is_idle or self.passes >= self.limits.passes_max:
             return End(Verdict.UNSETTLED, plan)
         return self._move(settled)
+
+    def _unusable(self, live: list[str]) -> list[tuple[int, int]]:
+        """Links of the plan's replicas that carry nothing: those that are broken, and from a peer that is equal: it has
+        no snapshot open, and whatever it holds the coordinator holds, too."""
+        numbers = {endpoint: number for number, endpoint in enumerate(live, start=1)}
+        return [
+            (source, target)
+            for first, source in numbers.items()
+            for second, target in numbers.items()
+            if self.pairs[first].equal or (first, second) in self.broken_links
+        ]
 
     def _move(self, plan: RepairPlan) -> Step:
         self.passes += 1
@@ -392,7 +408,7 @@ def cut(token_range: TokenRange, parts: int) -> tuple[TokenRange, ...]:
     bucket_bits = TOKEN_BITS - LEVEL_BITS * BUCKET_LEVEL
     span = token_range.last - token_range.first + 1
     bits = max(0, (span // wanted).bit_length() - 1)
-    step_bits = bits if bits < bucket_bits else bucket_bits
+    step_bits = min(bucket_bits, bits)
     if bits >= bucket_bits:
         buckets = (token_range.last >> bucket_bits) - (token_range.first >> bucket_bits) + 1
         step = -(-buckets // wanted) << bucket_bits

@@ -209,7 +209,8 @@ class SketchSearch:
         near = (have < SYMBOLS_KEPT) & (targets < SYMBOLS_KEPT * 1.25)
         targets = np.where(near, np.minimum(targets, SYMBOLS_KEPT), targets)
         most = SYMBOLS_KEPT if self._decoder.bits < BUCKET_BITS else SYMBOLS_PER_SKETCH_MAX
-        return np.minimum(targets, most)
+        bounded: Indices = np.minimum(targets, most)
+        return bounded
 
     def _expected(self, active: Indices) -> NDArray[np.float64]:
         """How many items each active node has, by its own symbols and by those of all nodes.
@@ -251,6 +252,8 @@ class SketchSearch:
 
     def _drop_beyond(self, active: Indices, items: NDArray[np.float64]) -> None:
         """Leave nodes to the next pass when their items are too many for one; the first is always searched."""
+        if self._snapshot.tree.root.count + self._remote_count <= self._items_max:
+            return
         far = np.flatnonzero(np.cumsum(items) > self._items_max)[1:]
         if len(far):
             first = int(self._decoder.nodes[active[far[0]]])

@@ -69,7 +69,9 @@ class CompareRequest(_message.Message):
     """0, 1, ... of one session: a repeated request has the same one, an earlier one is late."""
     open: Global___CompareRequest.Open.ValueType
     hashes: _builtins.int
-    """16 * the seed epoch of hashes + the version of their functions. Unequal ones cannot be compared."""
+    """16 * the seed epoch of hashes + the version of their functions. Unequal ones cannot be compared. 0: as in the last
+    request that has opened the session.
+    """
     root_digest: _builtins.bytes
     """16 bytes: XOR of the epoch digests of all rows of the range, and how many they are. Empty: no rows."""
     row_count: _builtins.int
@@ -125,15 +127,17 @@ class CompareResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EQUAL_FIELD_NUMBER: _builtins.int
-    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    ROWS_MORE_FIELD_NUMBER: _builtins.int
     SYMBOLS_FIELD_NUMBER: _builtins.int
     FLOORS_FIELD_NUMBER: _builtins.int
     HASHES_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     REPAIRED_VERSION_FIELD_NUMBER: _builtins.int
     equal: _builtins.bool
-    row_count: _builtins.int
-    """The rest is set when not equal, but `repaired_version`."""
+    rows_more: _builtins.int
+    """The rest is set when not equal, but `repaired_version`.
+    Rows of the range here, less those of the request.
+    """
     symbols: _builtins.bytes
     """First symbols of the sketch of the range, see Locate. Empty: no snapshot is open."""
     floors: _builtins.bytes
@@ -150,7 +154,7 @@ class CompareResponse(_message.Message):
         self,
         *,
         equal: _builtins.bool = ...,
-        row_count: _builtins.int = ...,
+        rows_more: _builtins.int = ...,
         symbols: _builtins.bytes = ...,
         floors: _builtins.bytes = ...,
         hashes: _builtins.int = ...,
@@ -159,7 +163,7 @@ class CompareResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["equal", b"equal", "floors", b"floors", "hashes", b"hashes", "refusal", b"refusal", "repaired_version", b"repaired_version", "row_count", b"row_count", "symbols", b"symbols"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["equal", b"equal", "floors", b"floors", "hashes", b"hashes", "refusal", b"refusal", "repaired_version", b"repaired_version", "rows_more", b"rows_more", "symbols", b"symbols"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -308,10 +312,10 @@ class RowColumns(_message.Message):
     COLUMNS_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     columns: _builtins.bytes
-    """n in 2 bytes; packed column of the lengths of keys; packed column of the lengths of values; packed column of
-    versions; one byte: 0 no tombstones, 1 only tombstones, 2 bits follow (n of them, first row in the lowest bit);
-    16 bytes: XOR of the digests of the rows. The receiver computes them from what it got, and refuses the chunk if the
-    XOR is another one.
+    """A varint 4 * n + kind; packed column of the lengths of keys; packed column of the lengths of values; packed column of
+    versions; n bits that tell tombstones, the first row in the lowest bit (kind 0: there are none; 1: all are
+    tombstones; 2: the bits are here); 16 bytes: XOR of the digests of the rows. The receiver computes them from what it
+    got, and refuses the chunk if the XOR is another one.
     """
     content: _builtins.bytes
     """All keys, then all values."""
