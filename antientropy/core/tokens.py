@@ -52,6 +52,11 @@ class TokenRange:
         """Whether ``token`` belongs to the range."""
         return self.first <= token <= self.last
 
+    def holds(self, tokens: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which of some tokens belong to the range."""
+        found: NDArray[np.bool_] = (tokens >= np.uint64(self.first)) & (tokens <= np.uint64(self.last))
+        return found
+
     def intersection(self, other: TokenRange) -> TokenRange | None:
         """The tokens in both, or None."""
         first, last = max(self.first, other.first), min(self.last, other.last)
@@ -71,6 +76,17 @@ def covering(token_range: TokenRange, level: int) -> tuple[int, int]:
     """First and last node of ``level`` that have a token in the range: the tree-aligned cover of it."""
     shift = TOKEN_BITS - LEVEL_BITS * level
     return token_range.first >> shift, token_range.last >> shift
+
+
+def edges_of(token_range: TokenRange, level: int) -> list[TokenRange]:
+    """The parts of a range that cover a node of a level only in part, at most two."""
+    found = []
+    for node in sorted(set(covering(token_range, level))):
+        whole = node_range(level, node)
+        part = whole.intersection(token_range)
+        if part is not None and part != whole:
+            found.append(part)
+    return found
 
 
 def node_ranges(level: int, indices: NDArray[np.uint32], within: TokenRange) -> list[TokenRange]:

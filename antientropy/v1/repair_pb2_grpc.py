@@ -34,78 +34,91 @@ class RepairPeerServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.CompareRoots = channel.unary_unary(
-                '/antientropy.v1.RepairPeerService/CompareRoots',
-                request_serializer=antientropy_dot_v1_dot_repair__pb2.CompareRootsRequest.SerializeToString,
-                response_deserializer=antientropy_dot_v1_dot_repair__pb2.CompareRootsResponse.FromString,
+        self.Compare = channel.unary_unary(
+                '/antientropy.v1.RepairPeerService/Compare',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.CompareRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.CompareResponse.FromString,
                 _registered_method=True)
-        self.CompareNodes = channel.unary_unary(
-                '/antientropy.v1.RepairPeerService/CompareNodes',
-                request_serializer=antientropy_dot_v1_dot_repair__pb2.CompareNodesRequest.SerializeToString,
-                response_deserializer=antientropy_dot_v1_dot_repair__pb2.CompareNodesResponse.FromString,
+        self.Locate = channel.unary_unary(
+                '/antientropy.v1.RepairPeerService/Locate',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.LocateRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.LocateResponse.FromString,
                 _registered_method=True)
-        self.ListRowDigests = channel.unary_stream(
-                '/antientropy.v1.RepairPeerService/ListRowDigests',
-                request_serializer=antientropy_dot_v1_dot_repair__pb2.ListRowDigestsRequest.SerializeToString,
-                response_deserializer=antientropy_dot_v1_dot_repair__pb2.RowDigestsChunk.FromString,
+        self.Fetch = channel.unary_stream(
+                '/antientropy.v1.RepairPeerService/Fetch',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.FetchRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.RowColumns.FromString,
                 _registered_method=True)
-        self.FetchRows = channel.unary_stream(
-                '/antientropy.v1.RepairPeerService/FetchRows',
-                request_serializer=antientropy_dot_v1_dot_repair__pb2.FetchRowsRequest.SerializeToString,
-                response_deserializer=antientropy_dot_v1_dot_repair__pb2.RowsChunk.FromString,
+        self.Push = channel.stream_unary(
+                '/antientropy.v1.RepairPeerService/Push',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.PushRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.PushResponse.FromString,
                 _registered_method=True)
-        self.PushRows = channel.stream_unary(
-                '/antientropy.v1.RepairPeerService/PushRows',
-                request_serializer=antientropy_dot_v1_dot_repair__pb2.PushRowsRequest.SerializeToString,
-                response_deserializer=antientropy_dot_v1_dot_repair__pb2.PushRowsResponse.FromString,
+        self.Send = channel.unary_unary(
+                '/antientropy.v1.RepairPeerService/Send',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.SendRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.SendResponse.FromString,
                 _registered_method=True)
-        self.CloseSession = channel.unary_unary(
-                '/antientropy.v1.RepairPeerService/CloseSession',
-                request_serializer=antientropy_dot_v1_dot_repair__pb2.CloseSessionRequest.SerializeToString,
-                response_deserializer=antientropy_dot_v1_dot_repair__pb2.CloseSessionResponse.FromString,
+        self.Heartbeat = channel.unary_unary(
+                '/antientropy.v1.RepairPeerService/Heartbeat',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.HeartbeatRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.HeartbeatResponse.FromString,
+                _registered_method=True)
+        self.Close = channel.unary_unary(
+                '/antientropy.v1.RepairPeerService/Close',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.CloseRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.CloseResponse.FromString,
                 _registered_method=True)
 
 
 class RepairPeerServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
-    def CompareRoots(self, request, context):
-        """Are two replicas of a range equal? If not, and if asked to, opens a session on a snapshot of the answering one.
+    def Compare(self, request, context):
+        """Are two replicas of a range equal? Opens a session on a snapshot of the answering one if they are not, renews it
+        when it is open, closes it when they are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def CompareNodes(self, request, context):
-        """Hashes of the children of some nodes.
+    def Locate(self, request, context):
+        """One step of finding the difference: symbols of sketches, hashes of nodes, tokens and versions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListRowDigests(self, request, context):
-        """Digests of all rows below some nodes, in the order of tokens.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def FetchRows(self, request, context):
+    def Fetch(self, request, context):
         """The rows at some tokens, in the order of tokens.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def PushRows(self, request_iterator, context):
+    def Push(self, request_iterator, context):
         """Rows for the answering replica; a chunk is checked whole, then applied where its rows win.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def CloseSession(self, request, context):
-        """Gives the snapshot back. An unknown session is no error.
+    def Send(self, request, context):
+        """Rows that the answering replica gives to a third one itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Heartbeat(self, request, context):
+        """Keeps session and lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Close(self, request, context):
+        """Gives snapshot and lease back. An unknown session is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,35 +127,40 @@ class RepairPeerServiceServicer(object):
 
 def add_RepairPeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'CompareRoots': grpc.unary_unary_rpc_method_handler(
-                    servicer.CompareRoots,
-                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.CompareRootsRequest.FromString,
-                    response_serializer=antientropy_dot_v1_dot_repair__pb2.CompareRootsResponse.SerializeToString,
+            'Compare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compare,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.CompareRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.CompareResponse.SerializeToString,
             ),
-            'CompareNodes': grpc.unary_unary_rpc_method_handler(
-                    servicer.CompareNodes,
-                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.CompareNodesRequest.FromString,
-                    response_serializer=antientropy_dot_v1_dot_repair__pb2.CompareNodesResponse.SerializeToString,
+            'Locate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Locate,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.LocateRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.LocateResponse.SerializeToString,
             ),
-            'ListRowDigests': grpc.unary_stream_rpc_method_handler(
-                    servicer.ListRowDigests,
-                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.ListRowDigestsRequest.FromString,
-                    response_serializer=antientropy_dot_v1_dot_repair__pb2.RowDigestsChunk.SerializeToString,
+            'Fetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.FetchRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.RowColumns.SerializeToString,
             ),
-            'FetchRows': grpc.unary_stream_rpc_method_handler(
-                    servicer.FetchRows,
-                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.FetchRowsRequest.FromString,
-                    response_serializer=antientropy_dot_v1_dot_repair__pb2.RowsChunk.SerializeToString,
+            'Push': grpc.stream_unary_rpc_method_handler(
+                    servicer.Push,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.PushRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.PushResponse.SerializeToString,
             ),
-            'PushRows': grpc.stream_unary_rpc_method_handler(
-                    servicer.PushRows,
-                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.PushRowsRequest.FromString,
-                    response_serializer=antientropy_dot_v1_dot_repair__pb2.PushRowsResponse.SerializeToString,
+            'Send': grpc.unary_unary_rpc_method_handler(
+                    servicer.Send,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.SendRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.SendResponse.SerializeToString,
             ),
-            'CloseSession': grpc.unary_unary_rpc_method_handler(
-                    servicer.CloseSession,
-                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.CloseSessionRequest.FromString,
-                    response_serializer=antientropy_dot_v1_dot_repair__pb2.CloseSessionResponse.SerializeToString,
+            'Heartbeat': grpc.unary_unary_rpc_method_handler(
+                    servicer.Heartbeat,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.HeartbeatRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.HeartbeatResponse.SerializeToString,
+            ),
+            'Close': grpc.unary_unary_rpc_method_handler(
+                    servicer.Close,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.CloseRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.CloseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -156,7 +174,7 @@ class RepairPeerService(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
-    def CompareRoots(request,
+    def Compare(request,
             target,
             options=(),
             channel_credentials=None,
@@ -169,9 +187,9 @@ class RepairPeerService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/antientropy.v1.RepairPeerService/CompareRoots',
-            antientropy_dot_v1_dot_repair__pb2.CompareRootsRequest.SerializeToString,
-            antientropy_dot_v1_dot_repair__pb2.CompareRootsResponse.FromString,
+            '/antientropy.v1.RepairPeerService/Compare',
+            antientropy_dot_v1_dot_repair__pb2.CompareRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.CompareResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -183,7 +201,7 @@ class RepairPeerService(object):
             _registered_method=True)
 
     @staticmethod
-    def CompareNodes(request,
+    def Locate(request,
             target,
             options=(),
             channel_credentials=None,
@@ -196,9 +214,9 @@ class RepairPeerService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/antientropy.v1.RepairPeerService/CompareNodes',
-            antientropy_dot_v1_dot_repair__pb2.CompareNodesRequest.SerializeToString,
-            antientropy_dot_v1_dot_repair__pb2.CompareNodesResponse.FromString,
+            '/antientropy.v1.RepairPeerService/Locate',
+            antientropy_dot_v1_dot_repair__pb2.LocateRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.LocateResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -210,7 +228,7 @@ class RepairPeerService(object):
             _registered_method=True)
 
     @staticmethod
-    def ListRowDigests(request,
+    def Fetch(request,
             target,
             options=(),
             channel_credentials=None,
@@ -223,9 +241,9 @@ class RepairPeerService(object):
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/antientropy.v1.RepairPeerService/ListRowDigests',
-            antientropy_dot_v1_dot_repair__pb2.ListRowDigestsRequest.SerializeToString,
-            antientropy_dot_v1_dot_repair__pb2.RowDigestsChunk.FromString,
+            '/antientropy.v1.RepairPeerService/Fetch',
+            antientropy_dot_v1_dot_repair__pb2.FetchRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.RowColumns.FromString,
             options,
             channel_credentials,
             insecure,
@@ -237,34 +255,7 @@ class RepairPeerService(object):
             _registered_method=True)
 
     @staticmethod
-    def FetchRows(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/antientropy.v1.RepairPeerService/FetchRows',
-            antientropy_dot_v1_dot_repair__pb2.FetchRowsRequest.SerializeToString,
-            antientropy_dot_v1_dot_repair__pb2.RowsChunk.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def PushRows(request_iterator,
+    def Push(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -277,9 +268,9 @@ class RepairPeerService(object):
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/antientropy.v1.RepairPeerService/PushRows',
-            antientropy_dot_v1_dot_repair__pb2.PushRowsRequest.SerializeToString,
-            antientropy_dot_v1_dot_repair__pb2.PushRowsResponse.FromString,
+            '/antientropy.v1.RepairPeerService/Push',
+            antientropy_dot_v1_dot_repair__pb2.PushRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.PushResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -291,7 +282,7 @@ class RepairPeerService(object):
             _registered_method=True)
 
     @staticmethod
-    def CloseSession(request,
+    def Send(request,
             target,
             options=(),
             channel_credentials=None,
@@ -304,9 +295,63 @@ class RepairPeerService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/antientropy.v1.RepairPeerService/CloseSession',
-            antientropy_dot_v1_dot_repair__pb2.CloseSessionRequest.SerializeToString,
-            antientropy_dot_v1_dot_repair__pb2.CloseSessionResponse.FromString,
+            '/antientropy.v1.RepairPeerService/Send',
+            antientropy_dot_v1_dot_repair__pb2.SendRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.SendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Heartbeat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.RepairPeerService/Heartbeat',
+            antientropy_dot_v1_dot_repair__pb2.HeartbeatRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.HeartbeatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Close(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.RepairPeerService/Close',
+            antientropy_dot_v1_dot_repair__pb2.CloseRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.CloseResponse.FromString,
             options,
             channel_credentials,
             insecure,
