@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,8 @@ __all__ = [
     "RowStore",
     "check_mark",
     "check_row",
+    "quarantining",
+    "rereading",
 ]
 
 Listener = Callable[[Changes], None]
@@ -191,7 +193,6 @@ class Reread:
     """The store's own names of those that do not match their digest, for :meth:`QuarantiningStore.quarantine`."""
 
 
-@runtime_checkable
 class RereadingReader(RowReader, Protocol):
     """A reader that can tell which rows are damaged, without raising."""
 
@@ -200,13 +201,22 @@ class RereadingReader(RowReader, Protocol):
         ...
 
 
-@runtime_checkable
 class QuarantiningStore(Protocol):
     """A store that can move damaged rows aside."""
 
     def quarantine(self, names: Sequence[bytes]) -> int:
         """Move rows that (still) do not match their digest aside; returns how many. Reported to the listener."""
         ...
+
+
+def rereading(reader: RowReader) -> RereadingReader | None:
+    """The reader, if it can tell damaged rows. Wrappers hand methods on, so a look at its class would not do."""
+    return cast("RereadingReader", reader) if callable(getattr(reader, "reread", None)) else None
+
+
+def quarantining(store: RowStore) -> QuarantiningStore | None:
+    """The store, if it can move damaged rows aside."""
+    return cast("QuarantiningStore", store) if callable(getattr(store, "quarantine", None)) else None
 
 
 def check_row(row: Row) -> None:
