@@ -179,9 +179,9 @@ class Node:
         self, *, keyspace: str, first_token: int, last_token: int, peers: Sequence[str], timeout_seconds: float
     ) -> UpdateStream:
         """Begin a repair that this node coordinates; it ends with the stream, or when the stream is cancelled."""
-        request = repair_pb2.RepairRequest(
-            keyspace=keyspace, first_token=first_token, last_token=last_token, peers=peers
-        )
+        everything = (first_token, last_token) == (0, 0)
+        ranges = [] if everything else [repair_pb2.TokenRange(first=first_token, last=last_token)]
+        request = repair_pb2.RepairRequest(keyspace=keyspace, token_ranges=ranges, peers=peers)
         return self._repair.Repair(request, timeout=timeout_seconds)
 
     def is_answering(self) -> bool:

@@ -31,8 +31,8 @@ SESSION_TIMEOUT_SECONDS_DEFAULT: Final = 3 * 3600.0
 TOKEN_MAX: Final = 2**64 - 1
 #: Updates that wait to be shown; a node that reports faster than a terminal draws is slowed down.
 UPDATES_WAITING_MAX: Final = 1024
-_PHASES: Final = {1: "preparing", 2: "comparing", 3: "streaming", 4: "verifying", 5: "finished"}
-_COMPLETED, _PARTIAL, _FAILED = 1, 2, 3
+_PHASES: Final = {1: "preparing", 2: "comparing", 3: "streaming", 4: "verifying", 7: "finished"}
+_COMPLETED, _PARTIAL, _FAILED = 7, 8, 9
 _OUTCOMES: Final = {_COMPLETED: "completed", _PARTIAL: "partial", _FAILED: "failed"}
 _Show = Callable[["RepairUpdate"], None]
 
@@ -85,7 +85,7 @@ def _follow(node: Node, stream: UpdateStream, show: _Show) -> RepairUpdate:
             node.raise_for_repair(update)
         last = update
         show(update)
-    if last is None or last.outcome not in _OUTCOMES:
+    if last is None or last.state not in _OUTCOMES:
         raise NodetoolError(f"{node.address} ended the repair without saying its outcome")
     return last
 
@@ -127,7 +127,7 @@ def _progress_bar() -> Iterator[_Show]:
             progress.update(
                 task,
                 completed=min(max(update.progress, 0.0), 1.0),
-                description=_PHASES.get(update.phase, "repairing"),
+                description=_PHASES.get(update.state, "repairing"),
                 moved=f"{statistics.rows_moved:,} rows moved, {byte_size(statistics.move_bytes)}",
             )
 
@@ -159,7 +159,7 @@ def repair_text(update: RepairUpdate) -> str:
         _COMPLETED: "Repair completed successfully",
         _PARTIAL: "Repair partly done",
         _FAILED: "Repair failed",
-    }[update.outcome]
+    }[update.state]
     rows = (
         ("Rows that differed", f"{statistics.rows_differing:,}"),
         ("Rows moved", f"{statistics.rows_moved:,}"),
@@ -186,7 +186,7 @@ def repair_json(update: RepairUpdate, keyspace: str) -> str:
             "time": rfc3339(datetime.now(tz=UTC)),
             "session_id": update.session_id,
             "keyspace": keyspace or None,
-            "outcome": _OUTCOMES[update.outcome],
+            "outcome": _OUTCOMES[update.state],
             "message": update.message,
             "progress_ratio": update.progress,
             "rows_differing": statistics.rows_differing,
@@ -270,7 +270,7 @@ def repair(
         finally:
             stream.cancel()
     click.echo(repair_json(update, keyspace) if options.json else repair_text(update))
-    if update.outcome == _PARTIAL:
+    if update.state == _PARTIAL:
         raise NodetoolError(f"repair partly done: {one_line(update.message)}", ExitStatus.PARTLY_DONE)
-    if update.outcome == _FAILED:
+    if update.state == _FAILED:
         raise NodetoolError(f"repair failed: {one_line(update.message)}")

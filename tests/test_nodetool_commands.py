@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import pytest
 from unserved_admin import UnservedAdmin
+from unserved_repair import UnservedRepairAdmin
 
 from antientropy.v1 import admin_pb2 as repair_pb2
 from antientropy.v1 import admin_pb2_grpc as repair_grpc
@@ -125,7 +126,7 @@ class FakeGossip(UnservedAdmin):
 
 
 @dataclass
-class FakeRepair(repair_grpc.RepairAdminServiceServicer):
+class FakeRepair(UnservedRepairAdmin):
     """Describes a replica; repairing has its own tests."""
 
     replica: repair_pb2.DescribeReplicaResponse = field(default_factory=replica)

@@ -20,6 +20,7 @@ from typing import Any
 import grpc
 import pytest
 from unserved_admin import UnservedAdmin
+from unserved_repair import UnservedRepairAdmin
 
 from antientropy.v1 import admin_pb2, admin_pb2_grpc
 from gossiper.v1 import admin_pb2 as gossip_pb2
@@ -39,29 +40,28 @@ STATISTICS = admin_pb2.RepairStatistics(
     elapsed_seconds=1.2345,
 )
 BEGUN = admin_pb2.RepairUpdate(
-    session_id="s-1", message="Starting repair\nof kv", phase=admin_pb2.REPAIR_PHASE_PREPARING
+    session_id="s-1", message="Starting repair\nof kv", state=admin_pb2.SESSION_STATE_PREPARING
 )
 STREAMING = admin_pb2.RepairUpdate(
     session_id="s-1",
     message="Streaming 1200 rows",
-    phase=admin_pb2.REPAIR_PHASE_STREAMING,
+    state=admin_pb2.SESSION_STATE_STREAMING,
     progress=0.5,
     statistics=STATISTICS,
 )
 
 
-def ended(outcome: admin_pb2.RepairOutcome.ValueType, message: str) -> admin_pb2.RepairUpdate:
+def ended(outcome: admin_pb2.SessionState.ValueType, message: str) -> admin_pb2.RepairUpdate:
     return admin_pb2.RepairUpdate(
         session_id="s-1",
         message=message,
-        phase=admin_pb2.REPAIR_PHASE_FINISHED,
         progress=1.0,
         statistics=STATISTICS,
-        outcome=outcome,
+        state=outcome,
     )
 
 
-COMPLETED = ended(admin_pb2.REPAIR_OUTCOME_COMPLETED, "Repair completed successfully")
+COMPLETED = ended(admin_pb2.SESSION_STATE_COMPLETED, "Repair completed successfully")
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Fault:
 
 
 @dataclass
-class FakeNode(admin_pb2_grpc.RepairAdminServiceServicer, UnservedAdmin):
+class FakeNode(UnservedRepairAdmin, UnservedAdmin):
     updates: Sequence[admin_pb2.RepairUpdate] = (BEGUN, STREAMING, STREAMING, COMPLETED)
     fault: Fault | None = None
     endless: bool = False
@@ -176,7 +176,7 @@ async def test_lines_and_summary(repair: Run) -> None:
 
 async def test_few_bytes_are_said_once(repair: Run) -> None:
     statistics = admin_pb2.RepairStatistics(find_bytes=118)
-    equal = admin_pb2.RepairUpdate(outcome=admin_pb2.REPAIR_OUTCOME_COMPLETED, statistics=statistics)
+    equal = admin_pb2.RepairUpdate(state=admin_pb2.SESSION_STATE_COMPLETED, statistics=statistics)
     async with serving(FakeNode(updates=[equal])) as port:
         ran = await repair(port)
     assert "  Bytes for finding    : 118\n  Bytes for moving     : 0\n" in ran.out
@@ -189,9 +189,11 @@ async def test_what_is_asked_for(repair: Run) -> None:
         await repair(port, "-et", "0xff")
     assert node.requests == [
         admin_pb2.RepairRequest(
-            keyspace="kv", first_token=16, last_token=2**64 - 1, peers=["127.0.0.1:7001", "127.0.0.1:7002"]
+            keyspace="kv",
+            token_ranges=[admin_pb2.TokenRange(first=16, last=2**64 - 1)],
+            peers=["127.0.0.1:7001", "127.0.0.1:7002"],
         ),
-        admin_pb2.RepairRequest(first_token=0, last_token=255),
+        admin_pb2.RepairRequest(token_ranges=[admin_pb2.TokenRange(first=0, last=255)]),
     ]
 
 
@@ -223,12 +225,12 @@ async def test_json_is_one_object_and_progress_goes_to_standard_error(repair: Ru
 @pytest.mark.parametrize(
     ("outcome", "status", "head", "line"),
     [
-        (admin_pb2.REPAIR_OUTCOME_PARTIAL, 4, "Repair partly done in 1.23 s", "repair partly done: one is down"),
-        (admin_pb2.REPAIR_OUTCOME_FAILED, 1, "Repair failed in 1.23 s", "repair failed: one is down"),
+        (admin_pb2.SESSION_STATE_PARTIAL, 4, "Repair partly done in 1.23 s", "repair partly done: one is down"),
+        (admin_pb2.SESSION_STATE_FAILED, 1, "Repair failed in 1.23 s", "repair failed: one is down"),
     ],
 )
 async def test_other_outcomes(
-    repair: Run, outcome: admin_pb2.RepairOutcome.ValueType, status: int, head: str, line: str
+    repair: Run, outcome: admin_pb2.SessionState.ValueType, status: int, head: str, line: str
 ) -> None:
     async with serving(FakeNode(updates=[BEGUN, ended(outcome, "one\nis down")])) as port:
         ran = await repair(port)
