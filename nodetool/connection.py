@@ -296,4 +296,6 @@ class Node:
             raise UnreachableError(f"the node at {node} is not ready: {details}") from None
         if code is grpc.StatusCode.INVALID_ARGUMENT:
             raise NodetoolError(f"refused by {node}: {details}", ExitStatus.USAGE) from None
+        if code in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ABORTED}:
+            raise NodetoolError(f"refused by {node}: {details}") from None
         raise NodetoolError(f"{node} answered {code.name}: {details}") from None

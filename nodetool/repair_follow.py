@@ -272,7 +272,7 @@ def _progress_bar(console: Console) -> Iterator[_Show]:
         TextColumn("{task.fields[left]}", markup=False),
     )
     # The lines that may go to a piped standard output must not be drawn above the bar instead.
-    with Progress(*columns, console=console, redirect_stdout=False, expand=True) as progress:
+    with Progress(*columns, console=console, redirect_stdout=False, expand=True, transient=True) as progress:
         task = progress.add_task("preparing", total=1.0, share="0%", moved="", size="", left="")
         begun = time.monotonic()
 

@@ -61,7 +61,8 @@ def statistics_lines(statistics: RepairStatistics, *, moving: bool) -> list[str]
         round_trips += f" ({statistics.requests:,} requests)"
     rows.append(("Round trips", round_trips))
     if statistics.strategies:
-        taken = ", ".join(f"{printable(one.strategy)} {one.count:,}" for one in statistics.strategies)
+        ordered = sorted(statistics.strategies, key=lambda one: -one.count)
+        taken = ", ".join(printable(one.strategy) + (f" x{one.count:,}" if one.count > 1 else "") for one in ordered)
         rows.append(("Strategy", taken))
     rows.append(("Pairs compared", f"{statistics.pairs_compared:,}, of them equal: {statistics.pairs_equal:,}"))
     return [labelled(f"  {label}", value) for label, value in rows]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from nodetool.render import (
     AddressBook,
@@ -20,20 +20,15 @@ from nodetool.render import (
     width_wanted,
 )
 from nodetool.repair_flags import TOKEN_MAX
-from nodetool.repair_follow import ID_LENGTH, duration, percent, state_of
+from nodetool.repair_follow import ID_LENGTH, duration, percent, short_count, state_of
 from nodetool.repair_report import statistics_content
 
 if TYPE_CHECKING:
-    from antientropy.v1.admin_pb2 import RangeSummary, Schedule, SessionInfo, Throttle, TokenRange
+    from antientropy.v1.admin_pb2 import RangeSummary, Schedule, ScheduledRange, SessionInfo, Throttle, TokenRange
 
 #: Ranges that are shown unless all are asked for.
 RANGES_SHOWN: Final = 24
 _BUCKET_BITS: Final = 56
-
-
-class _Rangy(Protocol):
-    @property
-    def token_range(self) -> TokenRange: ...
 
 
 # --- texts
@@ -53,19 +48,22 @@ def local_time(moment: float) -> str:
     return f"{datetime.fromtimestamp(moment, tz=UTC).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
-def long_duration(seconds: float) -> str:
-    """``3.2 d`` beyond two days, else as :func:`~nodetool.repair_follow.duration`."""
-    return f"{seconds / 86_400:.1f} d" if seconds >= 2 * 86_400 else duration(max(0.0, seconds))
+def rough_duration(seconds: float) -> str:
+    """``40 s``, ``4 min``, ``19 h``, ``10 d``: one number that people compare."""
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def ago(moment: float, now: float) -> str:
     """How long before ``now``."""
-    return f"{long_duration(now - moment)} ago"
+    return f"{rough_duration(now - moment)} ago"
 
 
 def due_text(due_at: float, now: float) -> str:
-    """``in 3:04:05``, or ``now``."""
-    return f"in {long_duration(due_at - now)}" if due_at > now else "now"
+    """``in 3 h``, or ``now``."""
+    return f"in {rough_duration(due_at - now)}" if due_at > now else "now"
 
 
 def range_text(token_range: TokenRange, *, short: bool = False) -> str:
@@ -99,8 +97,9 @@ def sessions_text(sessions: Sequence[SessionInfo], now: float) -> str:
     book = AddressBook({name for one in sessions for name in (one.coordinator, *one.replicas)}, print_port=False)
 
     def rows(narrow: bool) -> list[list[str]]:
-        titles = ["id", "keyspace", "state", "verified", "rows moved", "started", "last activity", "coordinator"]
-        made = [[*titles, "participants"]]
+        # A node lists what it coordinates itself: on a narrow terminal its own address can be missed.
+        places = ["participants"] if narrow else ["coordinator", "participants"]
+        made = [["id", "keyspace", "state", "verified", "rows moved", "started", "last activity", *places]]
         for one in sessions:
             replicas = [book.plain(name) for name in sorted(one.replicas, key=address_order)]
             made.append(
@@ -112,14 +111,13 @@ def sessions_text(sessions: Sequence[SessionInfo], now: float) -> str:
                     f"{one.statistics.rows_moved:,}",
                     ago(one.started_at, now),
                     ago(one.updated_at, now),
-                    book.plain(one.coordinator),
-                    str(len(replicas)) if narrow else ",".join(replicas),
+                    *([str(len(replicas))] if narrow else [book.plain(one.coordinator), ",".join(replicas)]),
                 ]
             )
         return made
 
-    short_titles = {"rows moved": "moved", "last activity": "activity", "verified": "done", "participants": "with"}
-    return "\n".join([*_fitting(rows, short_titles, 7), *_details(sessions, short)])
+    short_titles = {"rows moved": "moved", "last activity": "activity", "verified": "done", "participants": "replicas"}
+    return "\n".join([*_fitting(rows, short_titles, 1), *_details(sessions, short)])
 
 
 def history_text(sessions: Sequence[SessionInfo]) -> str:
@@ -132,6 +130,7 @@ def history_text(sessions: Sequence[SessionInfo]) -> str:
         made = [["id", "keyspace", "state", "started", "took", "rows differed", "rows moved", "bytes to find"]]
         for one in sessions:
             statistics = one.statistics
+            count: Callable[[int], str] = short_count if narrow else "{:,}".format
             started = local_time(one.started_at)
             made.append(
                 [
@@ -139,9 +138,9 @@ def history_text(sessions: Sequence[SessionInfo]) -> str:
                     printable(one.keyspace),
                     state_of(one.state),
                     started[: -len(":00")] if narrow else started,
-                    long_duration(statistics.elapsed_seconds or one.ended_at - one.started_at),
-                    f"{statistics.rows_differing:,}",
-                    f"{statistics.rows_moved:,}",
+                    duration(statistics.elapsed_seconds or one.ended_at - one.started_at),
+                    count(statistics.rows_differing),
+                    count(statistics.rows_moved),
                     byte_size(statistics.find_bytes),
                 ]
             )
@@ -202,7 +201,7 @@ def summary_text(ranges: Sequence[RangeSummary], now: float, *, everything: bool
                 range_text(one.token_range, short=narrow),
                 ago(one.repaired_at, now) if one.HasField("repaired_at") else "never",
                 f"{one.differences_last:,}" if one.HasField("repaired_at") else "-",
-                due_text(one.due_at, now) if one.HasField("due_at") else "no schedule",
+                due_text(one.due_at, now) if one.HasField("due_at") else "-",
                 "stalled" if one.stalled else "ok",
             ]
             for one in shown
@@ -271,7 +270,7 @@ def schedule_text(schedule: Schedule, *, everything: bool) -> str:
     open_now = "open now" if schedule.in_window else "closed now"
     lines = [
         labelled("Automatic repair", "paused" if schedule.paused else "on"),
-        labelled("Period", f"each range once in {long_duration(schedule.period_seconds)}"),
+        labelled("Period", f"each range once in {rough_duration(schedule.period_seconds)}"),
         labelled("Windows", f"{windows} ({open_now})" if windows else "always"),
         labelled("Ranges", f"{len(ranges):,}, running {len(running):,}, stalled {stalled:,}"),
     ]
@@ -288,7 +287,7 @@ def schedule_text(schedule: Schedule, *, everything: bool) -> str:
                 range_text(one.token_range, short=narrow),
                 ago(one.repaired_at, now) if one.HasField("repaired_at") else "never",
                 "" if one.session_id else due_text(one.due_at, now),
-                _state(one.session_id, stalled=one.stalled, failures=one.failures),
+                _state(one, narrow=narrow),
             ]
             for one in shown
         ]
@@ -301,10 +300,11 @@ def schedule_text(schedule: Schedule, *, everything: bool) -> str:
     return "\n".join([*lines, *([""] if errors else []), *(f"last failure: {error}" for error in errors)])
 
 
-def _state(session_id: str, *, stalled: bool, failures: int) -> str:
-    words = [f"running {printable(session_id[:ID_LENGTH])}"] if session_id else []
-    words += ["stalled"] if stalled else []
-    words += [f"failed {failures}x"] if failures else []
+def _state(one: ScheduledRange, *, narrow: bool) -> str:
+    words = [f"running {printable(one.session_id[:ID_LENGTH])}"] if one.session_id else []
+    if not (words and narrow):
+        words += ["stalled"] if one.stalled else []
+        words += [f"failed {one.failures}x"] if one.failures else []
     return ", ".join(words) or "ok"
 
 
