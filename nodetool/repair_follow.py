@@ -265,7 +265,7 @@ def _progress_bar(console: Console) -> Iterator[_Show]:
 
     columns = (
         TextColumn("{task.description:<9}", markup=False),
-        BarColumn(bar_width=None),
+        BarColumn(bar_width=None, complete_style="green", finished_style="green"),
         TextColumn("{task.fields[share]:>4}", markup=False),
         TextColumn("{task.fields[moved]}", markup=False),
         TextColumn("{task.fields[size]}", markup=False),
