@@ -114,6 +114,10 @@ class Scheduler(Protocol):
         """What it is about."""
         ...
 
+    def annotated(self, summaries: Sequence[RangeSummary]) -> Sequence[RangeSummary]:
+        """With when each range is due, and whether it is stalled."""
+        ...
+
     def pause(self) -> None:
         """Begin nothing more; what is under way goes on."""
         ...
@@ -262,7 +266,10 @@ class RepairAdmin(admin_pb2_grpc.RepairAdminServiceServicer):
             asked = keyspace_of(request.keyspace)
             answer = pb.SummarizeRepairsResponse(now=self._clock())
             for keyspace in [asked] if asked else sorted(self._service.keyspaces):
-                answer.ranges.extend(summary_messages(await self._service.summarize(keyspace)))
+                summaries = await self._service.summarize(keyspace)
+                if self._scheduler is not None:
+                    summaries = self._scheduler.annotated(summaries)
+                answer.ranges.extend(summary_messages(summaries))
             return answer
         _aborted()
 

@@ -87,7 +87,7 @@ def help_command(ctx: click.Context, command: tuple[str, ...]) -> None:
         if found is None and isinstance(group, click.Group) and group is not nodetool:
             group.resolve_command(context, [name])
         if found is None:
-            raise _unknown_command(name, ctx)
+            raise _unknown_command(name, ctx.parent or ctx)
         context = click.Context(found, info_name=name, parent=context)
     click.echo(context.get_help())
 

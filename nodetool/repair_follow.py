@@ -6,6 +6,7 @@ interrupted, and notice a node that has fallen silent.
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import sys
@@ -67,7 +68,9 @@ def stamped(message: str, moment: datetime) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``9 s``, ``4:05``, ``3:04:05``."""
+    """``9 s``, ``4:05``, ``3:04:05``; ``?`` for what is no time."""
+    if not math.isfinite(seconds):
+        return "?"
     if seconds < 10:
         return f"{seconds:.1f} s" if seconds < 9.95 else "10 s"
     whole = round(seconds)
@@ -77,9 +80,14 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
+def share_of(progress: float) -> float:
+    """A share from 0 to 1, whatever the node said."""
+    return min(max(progress, 0.0), 1.0) if math.isfinite(progress) else 0.0
+
+
 def percent(progress: float) -> str:
     """Never 100% before everything is verified."""
-    return f"{min(max(progress, 0.0), 1.0) * 100 // 1:.0f}%"
+    return f"{share_of(progress) * 100 // 1:.0f}%"
 
 
 def short_count(count: int) -> str:
@@ -283,7 +291,7 @@ def _progress_bar(console: Console) -> Iterator[_Show]:
             left = f"{duration(update.eta_seconds)} left" if update.HasField("eta_seconds") else duration(spent)
             progress.update(
                 task,
-                completed=min(max(update.progress, 0.0), 1.0),
+                completed=share_of(update.progress),
                 description=state,
                 share=percent(update.progress),
                 moved=moved_text(update),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -43,13 +44,24 @@ def short_ids(ids: Iterable[str]) -> Callable[[str], str]:
     return lambda session_id: printable(session_id[:length])
 
 
-def local_time(moment: float) -> str:
+def _moment(seconds: float) -> datetime | None:
+    """A time that a node gave; None for what is none."""
+    try:
+        return datetime.fromtimestamp(seconds, tz=UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def local_time(seconds: float) -> str:
     """``2026-01-02 03:04:05`` in local time, as the lines of a repair."""
-    return f"{datetime.fromtimestamp(moment, tz=UTC).astimezone():%Y-%m-%d %H:%M:%S}"
+    moment = _moment(seconds)
+    return "?" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 def rough_duration(seconds: float) -> str:
     """``40 s``, ``4 min``, ``19 h``, ``10 d``: one number that people compare."""
+    if not math.isfinite(seconds):
+        return "?"
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -62,7 +74,9 @@ def ago(moment: float, now: float) -> str:
 
 
 def due_text(due_at: float, now: float) -> str:
-    """``in 3 h``, or ``now``."""
+    """``in 3 h``, or ``now``; ``?`` where a window that is needed never opens."""
+    if not math.isfinite(due_at):
+        return "?"
     return f"in {rough_duration(due_at - now)}" if due_at > now else "now"
 
 
@@ -178,8 +192,9 @@ def range_content(token_range: TokenRange) -> dict[str, int]:
     return {"first_token": token_range.first, "last_token": token_range.last}
 
 
-def _time(moment: float) -> str:
-    return rfc3339(datetime.fromtimestamp(moment, tz=UTC))
+def _time(seconds: float) -> str | None:
+    moment = _moment(seconds)
+    return None if moment is None else rfc3339(moment)
 
 
 # --- ranges

@@ -398,6 +398,15 @@ async def test_ranges_are_summarized_for_one_keyspace_or_all() -> None:
     assert refused[0] is Code.NOT_FOUND
 
 
+async def test_the_schedule_says_when_ranges_are_due() -> None:
+    service = FakeRepairService()
+    service.summaries = (RangeSummary("kv", TokenRange(0, 9), None, 0, 0, None, stalled=False),)
+    scheduler = FakeScheduler((ScheduledRange("kv", TokenRange(0, 9), None, NOW + 7, stalled=True),))
+    async with stub_of(service, scheduler) as stub:
+        (one,) = (await stub.SummarizeRepairs(pb.SummarizeRepairsRequest(), timeout=SECONDS)).ranges
+    assert (one.due_at, one.stalled) == (NOW + 7, True)
+
+
 async def test_the_throttle_is_shown_and_set() -> None:
     service = FakeRepairService(throttle=FakeThrottle(ThrottleStatus(1000.0, None, 0.5, 0.25, 0.003)))
     async with stub_of(service) as stub:

@@ -832,8 +832,8 @@ async def test_a_store_that_is_not_ready_costs_status_only_its_ownership(run: Ru
 
 async def test_a_gossiper_without_repair(run: Run) -> None:
     async with serving(FakeGossip()) as port:
-        for command in ("repair", "replicas"):
-            ran = await run(command, port=port)
+        for command in (["repair"], ["replicas"], ["repair_admin", "list"], ["repair_admin", "cancel", "--all"]):
+            ran = await run(*command, port=port)
             assert ran == Ran(1, "", f"nodetool: the node at 127.0.0.1:{port} does not offer repair\n")
 
 

@@ -464,8 +464,8 @@ async def test_a_node_that_goes_away_says_where_to_look(repair: Run, error: Exce
     assert (begun.status, begun.err) == (
         5,
         (
-            f"nodetool: the node at 127.0.0.1:{port} is not ready: {error}; the outcome of repair 47249135 is not known, "
-            "see 'nodetool repair_admin list' when the node answers\n"
+            f"nodetool: the node at 127.0.0.1:{port} is not ready: {error}; "
+            "the outcome of repair 47249135 is not known, see 'nodetool repair_admin list' when the node answers\n"
         ),
     )
     assert (refused.status, refused.err) == (

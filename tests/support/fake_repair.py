@@ -128,6 +128,15 @@ class FakeScheduler:
     def status(self) -> ScheduleStatus:
         return ScheduleStatus(self.paused, 86_400.0, self.windows, in_window=True, ranges=self.ranges)
 
+    def annotated(self, summaries: Sequence[RangeSummary]) -> list[RangeSummary]:
+        due = {one.token_range: one for one in self.ranges}
+        return [
+            replace(one, due_at=due[one.token_range].due_at, stalled=due[one.token_range].stalled)
+            if one.token_range in due
+            else one
+            for one in summaries
+        ]
+
     def pause(self) -> None:
         self.paused = True
 
