@@ -8,8 +8,10 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from fake_repair import (
     COMPLETED,
@@ -27,10 +29,11 @@ from fake_repair import (
 )
 
 from antientropy.core.tokens import TOKEN_MAX, TokenRange, node_range
-from antientropy.reports import RangeSummary, ScheduledRange, SessionState, ThrottleStatus
+from antientropy.reports import FlowPreview, RangeSummary, ScheduledRange, SessionState, ThrottleStatus
 from antientropy.v1 import admin_pb2 as pb
 from nodetool import repair_tables
 from nodetool.main import main
+from nodetool.repair import repair
 from nodetool.repair_follow import duration, percent, short_count
 from nodetool.repair_tables import range_text, rough_duration, short_ids
 
@@ -487,6 +490,50 @@ async def test_a_node_without_throttle_or_schedule(run: Run) -> None:
         schedule = await run(port, "schedule")
     assert throttle == Ran(1, "", f"nodetool: the node at 127.0.0.1:{port} does not offer a throttle of repair\n")
     assert schedule == Ran(1, "", f"nodetool: the node at 127.0.0.1:{port} does not offer automatic repair\n")
+
+
+# --- the document
+
+
+def keys_of(content: object) -> set[str]:
+    """All keys of a JSON value, but not the names of strategies."""
+    if isinstance(content, dict):
+        below = [keys_of(value) for key, value in content.items() if key != "strategies"]
+        return set(content).union(*below)
+    return set().union(*map(keys_of, content)) if isinstance(content, list) else set()
+
+
+async def test_every_command_and_its_json_is_documented(run: Run) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "nodetool.md").read_text()
+    documented: dict[str, set[str]] = {}
+    for names, row in re.findall(r"(?m)^\| ((?:`repair_admin \w+`|`repair`)[^|]*) \| (`.*) \|$", text):
+        for name in re.findall(r"`repair_admin (\w+)`", names):
+            documented[name] = set(re.findall(r"`(\w+)[\[\]{}]*`", row))
+    documented["cancel"] |= documented["list"] - {"sessions"}
+    documented["pause"] |= documented["list"] - {"sessions"}
+    service = with_sessions()
+    service.updates = [replace(COMPLETED, previews=(FlowPreview("a:1", "b:1", 1, 1, 1, (b"k",)),))]
+    service.summaries = (RangeSummary("kv", TokenRange.full(), NOW, 0, 0, NOW, stalled=False),)
+    service.stubborn.add(OTHER_SESSION)
+    scheduler = FakeScheduler((ScheduledRange("kv", TokenRange.full(), NOW, NOW),))
+    async with served(service, scheduler) as port:
+        for name, *arguments in (
+            ["list"], ["history"], ["pause", "47249"], ["resume", "47249"], ["summarize"], ["throttle"], ["schedule"],
+            ["cancel", "-a"],
+        ):  # fmt: skip
+            ran = await run(port, name, *arguments, "--output", "json")
+            assert keys_of(ran.json) == documented.pop(name), name
+            assert re.search(rf"(?m)^\| `repair_admin {name}[` ].* \| [^`]", text), f"{name} is in the table"
+    assert documented == {}
+
+
+def test_every_flag_of_repair_is_documented() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "nodetool.md").read_text()
+    common = {"--host", "--port", "--timeout", "--print-port", "--output"}
+    for parameter in repair.params:
+        if isinstance(parameter, click.Option) and not common & set(parameter.opts):
+            flag = parameter.opts[0]
+            assert f"`{flag}`" in text, flag
 
 
 # --- texts
