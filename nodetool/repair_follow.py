@@ -202,6 +202,10 @@ def _aftermath(node: Node, last: RepairUpdate | None) -> str:
             break
         time.sleep(_CANCEL_POLL_SECONDS)
     done = f" at {percent(last.progress)}" if last.progress > 0 else ""
+    if state not in FINAL | RESUMABLE | {"unknown"}:
+        # A session that had been paused belongs to whoever began it: only this view of it has ended.
+        name = one_line(last.session_id)[:ID_LENGTH]
+        return f"the repair goes on unwatched{done}; 'nodetool repair_admin cancel {name}' ends it"
     if state in RESUMABLE:
         return f"the repair was {state}{done}; {resume_hint(last.session_id)}"
     return f"the repair was cancelled{done}; rows that were moved stay, and a new one finds only what still differs"

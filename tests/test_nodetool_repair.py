@@ -545,6 +545,10 @@ def command(port: int, *args: str) -> list[str]:
             SessionState.INTERRUPTED,
             b"the repair was interrupted at 50%; 'nodetool repair_admin resume 47249135' goes on from there",
         ),
+        (
+            SessionState.STREAMING,
+            b"the repair goes on unwatched at 50%; 'nodetool repair_admin cancel 47249135' ends it",
+        ),
     ],
 )
 async def test_ctrl_c_ends_the_repair_and_says_what_became_of_it(state: SessionState, line: bytes) -> None:
