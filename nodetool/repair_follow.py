@@ -36,6 +36,8 @@ QUIET_SECONDS_MAX: Final = 10.0
 #: How long an interrupted nodetool waits for the node to say what became of its repair.
 CANCEL_SECONDS_MAX: Final = 3.0
 _CANCEL_POLL_SECONDS: Final = 0.05
+#: Of the bar, until it is verified that the moved rows have made the replicas equal.
+_MOVING_SHARE: Final = 0.9
 #: Digits of a session id that commands show and take; more only where two sessions share them.
 ID_LENGTH: Final = 8
 STATES: Final = {
@@ -68,9 +70,11 @@ def stamped(message: str, moment: datetime) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``9 s``, ``4:05``, ``3:04:05``; ``?`` for what is no time."""
+    """``85 ms``, ``9.1 s``, ``4:05``, ``3:04:05``; ``?`` for what is no time."""
     if not math.isfinite(seconds):
         return "?"
+    if seconds < 0.9995:
+        return f"{max(0.0, seconds) * 1000:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s" if seconds < 9.95 else "10 s"
     whole = round(seconds)
@@ -216,6 +220,17 @@ def resume_hint(session_id: str) -> str:
     return f"'nodetool repair_admin resume {one_line(session_id)[:ID_LENGTH]}' goes on from there"
 
 
+def bar_share(update: RepairUpdate) -> float:
+    """How much of the bar is full: what is verified, and of the rest the rows that have moved.
+
+    A range is verified as a whole when all its rows have moved: without them the bar would stand still for long.
+    """
+    verified = share_of(update.progress)
+    moved = update.statistics.rows_moved
+    known = max(update.rows_to_move, moved, 1)
+    return verified + (1 - verified) * _MOVING_SHARE * moved / known
+
+
 class _Lines:
     """Writes updates as stamped lines; the same words twice in a row are written once."""
 
@@ -278,7 +293,7 @@ def _progress_bar(console: Console) -> Iterator[_Show]:
     columns = (
         TextColumn("{task.description:<9}", markup=False),
         BarColumn(bar_width=None, complete_style="green", finished_style="green"),
-        TextColumn("{task.fields[share]:>4}", markup=False),
+        TextColumn("{task.fields[share]:>4} verified", markup=False),
         TextColumn("{task.fields[moved]}", markup=False),
         TextColumn("{task.fields[size]}", markup=False),
         TextColumn("{task.fields[left]}", markup=False),
@@ -287,15 +302,19 @@ def _progress_bar(console: Console) -> Iterator[_Show]:
     with Progress(*columns, console=console, redirect_stdout=False, expand=True, transient=True) as progress:
         task = progress.add_task("preparing", total=1.0, share="0%", moved="", size="", left="")
         begun = time.monotonic()
+        full = 0.0
 
         def show(update: RepairUpdate) -> None:
+            nonlocal full
+            # More rows to move may become known: the bar waits then, it does not go back.
+            full = max(full, bar_share(update))
             statistics = update.statistics
             state = state_of(update.state)
             spent = statistics.elapsed_seconds or time.monotonic() - begun
             left = f"{duration(update.eta_seconds)} left" if update.HasField("eta_seconds") else duration(spent)
             progress.update(
                 task,
-                completed=share_of(update.progress),
+                completed=full,
                 description=state,
                 share=percent(update.progress),
                 moved=moved_text(update),

@@ -41,9 +41,11 @@ def bytes_text(count: int) -> str:
     return f"{count:,} ({byte_size(count)})" if count >= 1024 else str(count)
 
 
-def statistics_lines(statistics: RepairStatistics, *, moving: bool) -> list[str]:
+def statistics_lines(statistics: RepairStatistics, mode: str) -> list[str]:
     """Labelled numbers; those that are seldom other than zero only when they are."""
-    rows = [("Rows that differed", f"{statistics.rows_differing:,}")]
+    moving = mode in {"repair", "pull"}
+    # A validation looks for no rows.
+    rows = [] if mode == "validate" else [("Rows that differed", f"{statistics.rows_differing:,}")]
     if moving:
         rows += [
             ("Rows moved", f"{statistics.rows_moved:,}"),
@@ -82,13 +84,14 @@ def repair_text(update: RepairUpdate, mode: str) -> str:
         "interrupted": f"{what} interrupted at {percent(update.progress)}",
     }[state]
     lines = [f"{head} in {duration(statistics.elapsed_seconds)}"]
-    lines += statistics_lines(statistics, moving=mode in {"repair", "pull"})
+    lines += statistics_lines(statistics, mode)
     lines.append(labelled("  Session", one_line(update.session_id)))
     if state in {"completed", "partial"}:
         if mode == "preview":
             lines += ["", *preview_lines(update)]
         elif mode == "validate":
-            lines += ["", "Validated data is inconsistent" if differ(update) else "Validated data is in sync"]
+            found = "Validated data is inconsistent" if differ(update) else "Validated data is in sync"
+            lines += ["", found if state == "completed" else f"{found}, as far as replicas took part"]
     return "\n".join(lines)
 
 
@@ -188,15 +191,20 @@ def raise_unless_done(update: RepairUpdate, *, exit_code: bool) -> None:
     Raises:
         NodetoolError: the repair did not do all; or it did, ``exit_code`` is set and replicas differ.
     """
-    reason = one_line(update.message)
     match state_of(update.state):
         case "partial":
-            raise NodetoolError(f"repair partly done: {reason}", ExitStatus.PARTLY_DONE)
+            raise NodetoolError(_reason("repair partly done", update.message), ExitStatus.PARTLY_DONE)
         case "paused" | "interrupted" as state:
             raise NodetoolError(f"repair {state}: {resume_hint(update.session_id)}", ExitStatus.PARTLY_DONE)
         case "failed":
-            raise NodetoolError(f"repair failed: {reason}")
+            raise NodetoolError(_reason("repair failed", update.message))
         case "cancelled":
             raise NodetoolError("repair was cancelled; rows that were moved stay")
     if exit_code and differ(update):
         raise NodetoolError("the replicas differ", ExitStatus.DIFFERENCES)
+
+
+def _reason(what: str, message: str) -> str:
+    """Why, without saying twice that it is about a repair."""
+    why = one_line(message)
+    return f"r{why[1:]}" if why.startswith("Repair ") else f"{what}: {why}"

@@ -455,6 +455,29 @@ async def test_a_repair_that_is_refused(repair: Run, error: Exception, status: i
     assert (ran.status, ran.err) == (status, f"nodetool: {line.format(node=f'127.0.0.1:{port}')}\n")
 
 
+async def test_what_is_said_twice_is_said_once(repair: Run) -> None:
+    last = ended(SessionState.PARTIAL, "Repair finished without 127.0.0.1:7002")
+    async with node_of(FakeRepairService(updates=[last])) as port:
+        ran = await repair(port)
+        validation = await repair(port, "--validate")
+    assert ran.err == "nodetool: repair finished without 127.0.0.1:7002\n"
+    assert validation.out.endswith("\n\nValidated data is inconsistent, as far as replicas took part\n")
+    assert "Rows" not in validation.out
+
+
+def test_a_bar_is_filled_by_what_is_verified_and_by_rows_until_then() -> None:
+    def full(progress: float, moved: int, known: int) -> float:
+        sums = admin_pb2.RepairStatistics(rows_moved=moved)
+        return repair_follow.bar_share(admin_pb2.RepairUpdate(progress=progress, statistics=sums, rows_to_move=known))
+
+    assert full(0, 0, 0) == full(0, 0, 100) == 0
+    assert full(0, 50, 100) == pytest.approx(0.45)
+    assert full(0.5, 50, 100) == pytest.approx(0.725)
+    assert full(0, 100, 50) == pytest.approx(0.9)
+    assert full(1, 100, 100) == full(1, 0, 0) == full(7, 3, 9) == 1
+    assert full(float("nan"), 1, 1) == pytest.approx(0.9)
+
+
 @pytest.mark.parametrize("error", [ServiceStoppedError("going"), StoreFullError("no space left")])
 async def test_a_node_that_goes_away_says_where_to_look(repair: Run, error: Exception) -> None:
     async with node_of(FakeRepairService(updates=[BEGUN], error=error)) as port:
@@ -611,7 +634,7 @@ async def test_a_terminal_gets_lines_and_a_bar_and_a_pipe_the_lines() -> None:
     assert not re.search(STAMP, shown)
     assert "completed" in shown
     assert "100%" in shown
-    assert "1,200 rows 108.51 KiB" in shown
+    assert "50% verified 1,200 of 2,400 rows 108.51 KiB" in shown or "100% verified 1,200 rows 108.51 KiB" in shown
     assert re.search(r"\x1b\[[0-9;]*3[0-9]", shown)
     assert plain[2].endswith(SUMMARY)
     assert "100%" in plain[2]

@@ -551,8 +551,10 @@ def test_ids_are_as_short_as_they_can_be() -> None:
 @pytest.mark.parametrize(
     ("seconds", "exact", "rough"),
     [
-        (-3, "-3.0 s", "0 s"),
-        (0.04, "0.0 s", "0 s"),
+        (-3, "0 ms", "0 s"),
+        (0.0404, "40 ms", "0 s"),
+        (0.9994, "999 ms", "1 s"),
+        (0.9996, "1.0 s", "1 s"),
         (float("inf"), "?", "?"),
         (float("nan"), "?", "?"),
         (9.94, "9.9 s", "10 s"),
@@ -567,8 +569,7 @@ def test_ids_are_as_short_as_they_can_be() -> None:
 )
 def test_durations(seconds: float, exact: str, rough: str) -> None:
     assert rough_duration(seconds) == rough
-    if not seconds < 0:
-        assert duration(seconds) == exact
+    assert duration(seconds) == exact
 
 
 def test_shares_and_counts() -> None:
