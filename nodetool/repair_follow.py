@@ -36,6 +36,8 @@ QUIET_SECONDS_MAX: Final = 10.0
 #: How long an interrupted nodetool waits for the node to say what became of its repair.
 CANCEL_SECONDS_MAX: Final = 3.0
 _CANCEL_POLL_SECONDS: Final = 0.05
+#: A terminal with fewer columns has room for less beside the bar.
+_BAR_COLUMNS_MIN: Final = 72
 #: Of the bar, until it is verified that the moved rows have made the replicas equal.
 _MOVING_SHARE: Final = 0.9
 #: Digits of a session id that commands show and take; more only where two sessions share them.
@@ -290,13 +292,13 @@ def _progress_bar(console: Console) -> Iterator[_Show]:
     """Shows updates as a bar at the bottom of a terminal."""
     from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415 - only here, and slow to import
 
+    texts = ["{task.fields[share]:>4} verified", "{task.fields[moved]}", "{task.fields[size]}", "{task.fields[left]}"]
+    if console.width < _BAR_COLUMNS_MIN:
+        texts = ["{task.fields[share]:>4}", "{task.fields[moved]}"]
     columns = (
         TextColumn("{task.description:<9}", markup=False),
         BarColumn(bar_width=None, complete_style="green", finished_style="green"),
-        TextColumn("{task.fields[share]:>4} verified", markup=False),
-        TextColumn("{task.fields[moved]}", markup=False),
-        TextColumn("{task.fields[size]}", markup=False),
-        TextColumn("{task.fields[left]}", markup=False),
+        *(TextColumn(text, markup=False) for text in texts),
     )
     # The lines that may go to a piped standard output must not be drawn above the bar instead.
     with Progress(*columns, console=console, redirect_stdout=False, expand=True, transient=True) as progress:
