@@ -10,7 +10,6 @@ from typing import Any, Final, NoReturn, Protocol, TypeVar
 import grpc
 import grpc.aio
 
-from antientropy.admin_bridge import bridged
 from antientropy.admin_wire import (
     history_limit_of,
     keyspace_of,
@@ -158,7 +157,7 @@ class RepairAdmin(admin_pb2_grpc.RepairAdminServiceServicer):
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._service: RepairOperations = bridged(service)
+        self._service: RepairOperations = service
         self._throttle: AdjustableThrottle | None = getattr(service, "throttle", None)
         self._scheduler = scheduler
         self._clock = clock

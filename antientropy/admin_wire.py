@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from antientropy.core.tokens import TokenRange
 from antientropy.errors import RepairRequestError
-from antientropy.limits import KEYSPACE_BYTES_MAX, REPLICAS_MAX
+from antientropy.limits import HISTORY_SESSIONS_MAX, JOBS_MAX, KEYSPACE_BYTES_MAX, REPLICAS_MAX
 from antientropy.options import RepairMode, RepairOptions, Strategy
 from antientropy.reports import (
     FlowPreview,
@@ -28,14 +28,10 @@ from antientropy.v1 import admin_pb2 as pb
 
 #: Ranges that a node holds of a keyspace are some hundreds at most; a longer list is a mistake in the caller.
 ASKED_RANGES_MAX: Final = 1_024
-#: Ranges at once: Cassandra's bound, too. More would only wait for the same disks.
-JOBS_MAX: Final = 4
 #: What names an endpoint or a data centre: a DNS name, a colon and a port, generously.
 NAME_LENGTH_MAX: Final = 300
 SESSION_ID_LENGTH_MAX: Final = 64
 HISTORY_LIMIT_DEFAULT: Final = 20
-#: 1,000 sessions are about 1 MB.
-HISTORY_LIMIT_MAX: Final = 1_000
 
 _MODES: Final = {
     pb.REPAIR_MODE_UNSPECIFIED: RepairMode.REPAIR,
@@ -147,8 +143,8 @@ def history_limit_of(asked: int) -> int:
     Raises:
         RepairRequestError: more than are kept.
     """
-    if asked > HISTORY_LIMIT_MAX:
-        raise RepairRequestError(f"{asked} sessions: at most {HISTORY_LIMIT_MAX} can be listed")
+    if asked > HISTORY_SESSIONS_MAX:
+        raise RepairRequestError(f"{asked} sessions: at most {HISTORY_SESSIONS_MAX} can be listed")
     return asked or HISTORY_LIMIT_DEFAULT
 
 

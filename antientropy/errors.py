@@ -63,6 +63,14 @@ class ServiceStoppedError(RepairError):
     """The service has not been started, or has stopped."""
 
 
+class JournalError(RepairError):
+    """The record of repairs on disk cannot be read or written; the replica itself is served all the same."""
+
+
+class LeaseHeldError(RepairError):
+    """Another repair holds an overlapping range, and has held it for as long as this one was willing to wait."""
+
+
 class PeerError(RepairError):
     """A peer failed, was too slow or broke the protocol: only its pair fails, and no broken message was applied."""
 
@@ -70,6 +78,10 @@ class PeerError(RepairError):
         self.endpoint = endpoint
         self.detail = detail
         super().__init__(f"Endpoint {endpoint} {detail}")
+
+
+class SessionLostError(PeerError):
+    """The peer no longer knows the session: it expired, was taken over, or the peer was restarted. Compare anew."""
 
 
 class PeerMessageError(AntiEntropyError):
