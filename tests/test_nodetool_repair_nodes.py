@@ -147,10 +147,15 @@ async def test_a_dead_replica_makes_it_partial_unless_it_is_left_out_on_purpose(
     assert "nowhere" in elsewhere.err
 
 
+#: Rows for several chunks: at this rate the second one waits for 25 seconds.
+MUCH = 4000
+SLOW = "40KiB"
+
+
 async def test_a_repair_is_slowed_down_paused_and_resumed() -> None:
-    stores = three_stores(600, b"v" * 1000)
+    stores = three_stores(MUCH, b"v" * 1000)
     async with operated(*stores) as operator:
-        slow = await operator.run("repair_admin", "throttle", "--bytes-per-second", "50KiB")
+        slow = await operator.run("repair_admin", "throttle", "--bytes-per-second", SLOW)
         assert slow.status == 0
         first = await operator.begin("repair")
         session_id = await operator.session("streaming")
@@ -168,8 +173,8 @@ async def test_a_repair_is_slowed_down_paused_and_resumed() -> None:
 
 
 async def test_a_repair_that_is_cancelled_leaves_nothing_behind() -> None:
-    async with operated(*three_stores(600, b"v" * 1000)) as operator:
-        await operator.run("repair_admin", "throttle", "--bytes-per-second", "50KiB")
+    async with operated(*three_stores(MUCH, b"v" * 1000)) as operator:
+        await operator.run("repair_admin", "throttle", "--bytes-per-second", SLOW)
         first = await operator.begin("repair")
         session_id = await operator.session("streaming")
         cancelled = await operator.run("repair_admin", "cancel", session_id[:6])
