@@ -30,6 +30,8 @@ class Located:
     difference: Difference | None
     """None: about ``estimate`` rows differ, too many for one unit."""
     estimate: int = 0
+    with_digests: bool = False
+    """Content that differs at equal versions is in the difference."""
 
 
 async def locate_pair(
@@ -71,6 +73,7 @@ async def locate_pair(
             rows_max=limit,
         )
 
+    with_digests = False
     try:
         async with reading:
             locator = await context.in_thread(begin)
@@ -79,6 +82,7 @@ async def locate_pair(
                 request = await context.in_thread(locator.next_request)
             if request is None:
                 break
+            with_digests |= any(part is not None and part.with_digests for part in (request.hashes, request.rows))
             found = await client.locate(request)
             async with reading:
                 await context.in_thread(locator.feed, found)
@@ -91,7 +95,7 @@ async def locate_pair(
     strategies = context.statistics.strategies
     for strategy in locator.found_by:
         strategies[strategy.value] = strategies.get(strategy.value, 0) + 1
-    return Located(difference)
+    return Located(difference, with_digests=with_digests)
 
 
 def _estimate(rows: int, complete_to: int, token_range: TokenRange) -> int:

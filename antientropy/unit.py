@@ -393,7 +393,9 @@ class UnitRun:
             if found.difference is None:
                 self._session.oversized(client.endpoint, found.estimate)
                 return
-            self._session.located(client.endpoint, found.difference, consistent=consistent)
+            self._session.located(
+                client.endpoint, found.difference, consistent=consistent, with_digests=found.with_digests
+            )
             context.narrator.say(
                 f"Endpoints {context.local} and {client.endpoint} have {len(found.difference)} rows out of sync "
                 f"for {context.keyspace}"

@@ -93,12 +93,18 @@ class RepairPlan:
 
 
 def plan_repair(
-    differences: Sequence[Difference], *, pull: bool = False, broken: Collection[tuple[int, int]] = ()
+    differences: Sequence[Difference],
+    *,
+    blind: Collection[int] = (),
+    pull: bool = False,
+    broken: Collection[tuple[int, int]] = (),
 ) -> RepairPlan:
     """Plan from each pair's difference with one snapshot of the coordinator.
 
     Args:
         differences: Of replicas 1, 2, ...
+        blind: Differences (0, 1, ...) that were found without digests: content that differs at equal versions is not in
+            them.
         pull: Rows come to the coordinator only.
         broken: (source, target) of peers between which nothing gets through. What only such a source has goes to the
             coordinator now, and on from there in the next pass.
@@ -117,20 +123,21 @@ def plan_repair(
         better = _wins(states, winners)
         winners = winners.put(better, states.take(better))
     lacks = np.array([~_same(states, winners) for states in replicas]).reshape(len(replicas), len(tokens))
-    sources = _sources(lacks, broken)
-    if pull:
-        sources[1:] = -1
-    # A pair that was searched without digests has not seen content that differs at equal versions: what it holds at
-    # another pair's conflict shows in the next pass, when that is all that is left.
-    tie = lacks[0] & local.present & (local.versions == winners.versions)
-    for number, (one, where) in enumerate(zip(plain, wheres, strict=True), start=1):
-        if len(one) and not bool((one.remote.present & _known(one.remote)).any()):
-            unseen = tie.copy()
-            unseen[where] = False
-            sources[number, unseen] = -1
     conflicts = np.zeros(len(tokens), np.bool_)
     for states, lack in zip(replicas, lacks, strict=True):
         conflicts |= lack & states.present & (states.versions == winners.versions)
+    # What a peer holds that was searched without digests, at another pair's conflict, shows in the next pass.
+    unsure = np.zeros(lacks.shape, np.bool_)
+    for number, where in enumerate(wheres, start=1):
+        states = replicas[number]
+        unsure[number] = conflicts & states.present & ~_known(states)
+        if number - 1 in blind:
+            listed = np.zeros(len(tokens), np.bool_)
+            listed[where] = True
+            unsure[number] |= conflicts & ~listed
+    sources = _sources(lacks, unsure, broken)
+    if pull:
+        sources[1:] = -1
     # A token that collides in any pair is treated as such by each pair that lists it.
     shared = [np.union1d(one.colliding, one.tokens[np.isin(one.tokens, colliding)]) for one in differences]
     return RepairPlan(
@@ -144,18 +151,23 @@ def plan_repair(
     )
 
 
-def _sources(lacks: NDArray[np.bool_], broken: Collection[tuple[int, int]]) -> NDArray[np.int64]:
-    """For each replica and token who gives it the winner; the holders of a token take turns from token to token."""
+def _sources(
+    lacks: NDArray[np.bool_], unsure: NDArray[np.bool_], broken: Collection[tuple[int, int]]
+) -> NDArray[np.int64]:
+    """For each replica and token who gives it the winner; the holders of a token take turns from token to token.
+
+    Those of which it is ``unsure`` what they hold neither give nor get.
+    """
     replicas, count = lacks.shape
     turn = np.arange(count)
     sources = np.full(lacks.shape, -1, np.int64)
     for target in range(replicas):
         usable = np.array([(source, target) not in broken for source in range(replicas)])
-        holds = ~lacks & usable[:, None]
+        holds = ~lacks & ~unsure & usable[:, None]
         rank = np.cumsum(holds, axis=0)
         holders = rank[-1]
         chosen = np.argmax(holds & (rank == turn % np.maximum(holders, 1) + 1), axis=0)
-        sources[target] = np.where(lacks[target] & (holders > 0), chosen, -1)
+        sources[target] = np.where(lacks[target] & ~unsure[target] & (holders > 0), chosen, -1)
         # Of one token, the next target asks the next holder.
         turn = turn + lacks[target]
     return sources

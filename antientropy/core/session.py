@@ -125,6 +125,8 @@ class Pair:
     equal: bool | None = None
     """None: it has to be compared."""
     difference: Difference | None = None
+    with_digests: bool = True
+    """Content that differs at equal versions is in the difference."""
     consistent: bool = False
     """The snapshot that was located with has the root that was compared: what is not found is not there."""
     delivered: Difference | None = None
@@ -190,10 +192,19 @@ class UnitSession:
         pair = self.pairs[endpoint]
         pair.equal, pair.difference = equal, None
 
-    def located(self, endpoint: str, difference: Difference, *, consistent: bool) -> None:
-        """The differing rows of a pair. ``consistent``: the own snapshot still had the root that was compared."""
+    def located(
+        self, endpoint: str, difference: Difference, *, consistent: bool, with_digests: bool = False
+    ) -> None:
+        """The differing rows of a pair.
+
+        Args:
+            endpoint: The peer.
+            difference: All of them.
+            consistent: The own snapshot still had the root that was compared.
+            with_digests: Content that differs at equal versions is in the difference.
+        """
         pair = self.pairs[endpoint]
-        pair.difference, pair.consistent = difference, consistent
+        pair.difference, pair.consistent, pair.with_digests = difference, consistent, with_digests
 
     def oversized(self, endpoint: str, rows: int) -> None:
         """About so many rows differ with a peer; too many to go on with locating them in one unit."""
@@ -205,7 +216,10 @@ class UnitSession:
         self.pairs[endpoint].failure = reason
 
     def moved(self, transfer: Transfer, tokens: NDArray[np.uint64]) -> None:
-        """Rows have arrived: at ``tokens`` of the transfer, ascending. What the coordinator gets changes every pair."""
+        """Rows have travelled: all there are at ``tokens`` of the transfer, ascending.
+
+        If the receiver is seen to lack them as before, index or disk lie. What the coordinator gets changes every pair.
+        """
         self._moved_tokens = np.union1d(self._moved_tokens, tokens)
         for endpoint in self._located if not transfer.target else self._located[transfer.target - 1 : transfer.target]:
             pair = self.pairs[endpoint]
@@ -272,6 +286,11 @@ class UnitSession:
         self._located = live
         plan = plan_repair(
             [_NOTHING if (found := self.pairs[endpoint].difference) is None else found for endpoint in live],
+            blind=[
+                number
+                for number, endpoint in enumerate(live)
+                if not self.pairs[endpoint].equal and not self.pairs[endpoint].with_digests
+            ],
             pull=self.mode is RepairMode.PULL,
             broken=self._unusable(live),
         )
