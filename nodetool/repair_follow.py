@@ -214,7 +214,8 @@ def _aftermath(node: Node, last: RepairUpdate | None) -> str:
         return f"the repair goes on unwatched{done}; 'nodetool repair_admin cancel {name}' ends it"
     if state in RESUMABLE:
         return f"the repair was {state}{done}; {resume_hint(last.session_id)}"
-    return f"the repair was cancelled{done}; rows that were moved stay, and the same command again finds only what still differs"
+    again = "the same command again finds only what still differs"
+    return f"the repair was cancelled{done}; rows that were moved stay, and {again}"
 
 
 def resume_hint(session_id: str) -> str:
