@@ -19,6 +19,9 @@ class ReplicatedRange:
     primary: str
     """The replica that repairs this range by its schedule and with ``nodetool repair -pr``, so that the ranges of all
     nodes together cover every token once (Cassandra's primary range)."""
+    complete: bool = True
+    """False: there may be replicas that are not known yet, so that a repair of the known ones never counts for the
+    purge of tombstones."""
 
 
 class Membership(Protocol):
