@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
-import socket
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,8 +17,6 @@ from antientropy.admin import RepairAdmin
 from antientropy.core.hashing import token_of
 from antientropy.errors import AntiEntropyError, StoreInUseError
 from antientropy.service import RepairService
-from antientropy.store import Row
-from antientropy.stores.lmdb import LmdbRowStore
 from antientropy.strict import strict
 from gossiper import (
     ApplicationState,
@@ -34,7 +29,7 @@ from gossiper import (
     Status,
 )
 from gossiper.admin import GossipAdmin
-from gossiper.core.endpoints import canonical_endpoint, format_endpoint, parse_endpoint
+from gossiper.core.endpoints import format_endpoint, parse_endpoint
 from kvstore.config import KvStoreConfig
 from kvstore.errors import StartError
 from kvstore.health import StorageHealth
@@ -48,12 +43,13 @@ from kvstore.limits import (
     LOAD_INTERVAL_SECONDS,
     LOAD_LOOK_SECONDS,
 )
+from kvstore.machine import Machine, Register, ThisMachine
 from kvstore.membership import SCHEMA_VERSION, ClusterMembership
 from kvstore.peers import KEYSPACE, LocalReplica, ReplicaCalls, ReplicaService
 from kvstore.replication import Coordinator, majority_of
 from kvstore.service import KeyValueService, describe
+from kvstore.store import ClockedStore, NodeStore
 from kvstore.v1 import kvstore_pb2 as pb
-from kvstore.wire import SERVER_OPTIONS
 from kvstore.writer import GroupCommitWriter
 
 _log = logging.getLogger(__name__)
@@ -80,42 +76,20 @@ class NodeAddresses:
         return asdict(self)
 
 
-class ClockedStore:
-    """The row store as repair sees it: what repair brings moves the clock on, so that later writes win over it."""
-
-    def __init__(self, store: LmdbRowStore, clock: HybridLogicalClock) -> None:
-        self._store = store
-        self._clock = clock
-
-    def apply(self, rows: Iterable[Row]) -> int:
-        """See :meth:`antientropy.store.RowStore.apply`. Called from worker threads.
-
-        A version too far ahead is stored all the same, as another replica has acknowledged it, but the clock does not
-        follow it.
-        """
-        rows = list(rows)
-        if rows and not self._clock.observe(max(row.version for row in rows)):
-            _log.warning("repair brought a row whose version is far ahead of the clock here; are clocks synchronised?")
-        return self._store.apply(rows)
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is the store's own."""
-        return getattr(self._store, name)
-
-
 class KvStoreNode:
     """A node of a cluster. Use it as ``async with KvStoreNode(config) as node:``. Not reusable.
 
     Args:
         config: Its settings.
-        wall: Seconds since the epoch; dates writes.
+        machine: Clock, disk and network; default: those of this machine.
     """
 
-    def __init__(self, config: KvStoreConfig, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, config: KvStoreConfig, *, machine: Machine | None = None) -> None:
         self.config = config
-        self._wall = wall
+        self._machine = ThisMachine() if machine is None else machine
+        self._coordinator: Coordinator | None = None
         self._gossiper: Gossiper | None = None
-        self._store: LmdbRowStore | None = None
+        self._store: NodeStore | None = None
         self._service: KeyValueService | None = None
         self._addresses: NodeAddresses | None = None
         self._following: asyncio.Task[None] | None = None
@@ -132,6 +106,17 @@ class KvStoreNode:
         if self._gossiper is None:
             raise NotRunningError("the node has not started")
         return self._gossiper
+
+    @property
+    def coordinator(self) -> Coordinator:
+        """What serves reads and writes here, for use inside this process.
+
+        Raises:
+            NotRunningError: the node has not started.
+        """
+        if self._coordinator is None:
+            raise NotRunningError("the node has not started")
+        return self._coordinator
 
     @property
     def addresses(self) -> NodeAddresses:
@@ -171,7 +156,7 @@ class KvStoreNode:
         # What is entered first is left last: the store outlives everything that uses it.
         store = await self._open_store()
         clock = HybridLogicalClock(
-            self._wall, drift_seconds_max=self.config.clock_drift_seconds_max, start_version=store.version_max
+            self._machine.wall, drift_seconds_max=self.config.clock_drift_seconds_max, start_version=store.version_max
         )
         health = StorageHealth(self._tell_health, hold_seconds=HEALTH_HOLD_INTERVALS * self.config.interval_seconds)
         writer = await self._stack.enter_async_context(GroupCommitWriter(store, on_commit=health.committed))
@@ -181,11 +166,16 @@ class KvStoreNode:
         repair = RepairService({KEYSPACE: ClockedStore(store, clock)}, self._membership)
         self._stack.push_async_callback(repair.stop)
         replica_service = ReplicaService(cluster_name=self.config.cluster_name, replica=replica)
-        gossiper = await self._start_gossiper(store, [replica_service.register, repair.register])
+        gossiper = await self._start_gossiper(store, replica_service, repair)
         await repair.start()
-        calls = ReplicaCalls(cluster_name=self.config.cluster_name, local_endpoint=gossiper.endpoint, local=replica)
+        calls = ReplicaCalls(
+            cluster_name=self.config.cluster_name,
+            local_endpoint=gossiper.endpoint,
+            local=replica,
+            transport=self._machine.replica_transport(),
+        )
         self._stack.push_async_callback(calls.close)
-        coordinator = Coordinator(
+        coordinator = self._coordinator = Coordinator(
             local_endpoint=gossiper.endpoint,
             placement=self._membership.placement,
             replicas=calls,
@@ -195,13 +185,13 @@ class KvStoreNode:
         )
         self._stack.push_async_callback(coordinator.close)
         self._service = KeyValueService(coordinator, self._describe)
-        clients = await self._serve("client", self.config.listen_clients, CLIENT_RPCS_MAX, [self._service.register])
+        clients = await self._listen("client", self.config.listen_clients, CLIENT_RPCS_MAX, [self._service.register])
         admin_services = [GossipAdmin(gossiper, self).register, RepairAdmin(repair).register]
-        admin = await self._serve("admin", self.config.listen_admin, ADMIN_RPCS_MAX, admin_services)
+        admin = await self._listen("admin", self.config.listen_admin, ADMIN_RPCS_MAX, admin_services)
         self._addresses = NodeAddresses(peers=gossiper.endpoint, clients=clients, admin=admin)
         await self._announce(gossiper, store, calls)
 
-    async def _announce(self, gossiper: Gossiper, store: LmdbRowStore, calls: ReplicaCalls) -> None:
+    async def _announce(self, gossiper: Gossiper, store: NodeStore, calls: ReplicaCalls) -> None:
         await gossiper.publish(
             {
                 ApplicationState.NATIVE_ADDRESS_AND_PORT: self._advertised_clients(),
@@ -284,10 +274,10 @@ class KvStoreNode:
         if self.gossiper.failure is not None:
             raise LifecycleError(self.gossiper.failure)
 
-    async def _open_store(self) -> LmdbRowStore:
+    async def _open_store(self) -> NodeStore:
         config = self.config
         try:
-            store = await asyncio.to_thread(LmdbRowStore, config.rows_dir, map_bytes_max=config.map_bytes_max)
+            store = await asyncio.to_thread(self._machine.open_store, config)
         except StoreInUseError:
             raise StartError(f"{config.data_dir} is used by another node; give each node its own --data-dir") from None
         except (AntiEntropyError, OSError) as error:
@@ -296,17 +286,14 @@ class KvStoreNode:
         self._stack.callback(store.close)
         return store
 
-    async def _start_gossiper(
-        self, store: LmdbRowStore, services: Sequence[Callable[[grpc.aio.Server], None]]
-    ) -> Gossiper:
+    async def _start_gossiper(self, store: NodeStore, replicas: ReplicaService, repair: RepairService) -> Gossiper:
         states = (
             (ApplicationState.SCHEMA.value, SCHEMA_VERSION),
             (ApplicationState.LOAD.value, load_value(store.stored_bytes)),
             (ApplicationState.RPC_READY.value, "false"),
         )
-        gossiper = Gossiper(
-            self.config.gossip_config(states=states),
-            services=[partial(_register_strictly, register, self._count_malformed) for register in services],
+        gossiper = self._machine.gossiper(
+            self.config.gossip_config(states=states), replicas, repair, self._count_malformed
         )
         try:
             await gossiper.start()
@@ -316,27 +303,17 @@ class KvStoreNode:
         self._gossiper = gossiper
         return gossiper
 
-    async def _serve(
-        self, name: str, listen: str, rpcs_max: int, services: Sequence[Callable[[grpc.aio.Server], None]]
-    ) -> str:
+    async def _listen(self, name: str, address: str, rpcs_max: int, services: Sequence[Register]) -> str:
         """Start a listener; returns its address with the real port."""
-        server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=rpcs_max)
-        for register in services:
-            register(strict(server, self._count_malformed))
-        address = canonical_endpoint(listen)
-        try:
-            await _try_to_bind(address)
-            port = server.add_insecure_port(address)
-        except (OSError, RuntimeError) as error:
-            # A RuntimeError is gRPC's: somebody took the port a moment ago.
-            reason = getattr(error, "strerror", None) or os.strerror(errno.EADDRINUSE)
-            raise StartError(
-                f"cannot listen for {name} connections on {address}: {reason}; choose another address with "
-                f"--listen-{'clients' if name == 'client' else name}"
-            ) from None
-        await server.start()
-        self._stack.push_async_callback(server.stop, self.config.shutdown_grace_seconds)
-        return format_endpoint(parse_endpoint(address)[0], port)
+        address, stop = await self._machine.listen(
+            name,
+            address,
+            [partial(_register_strictly, register, self._count_malformed) for register in services],
+            rpcs_max=rpcs_max,
+            grace_seconds=self.config.shutdown_grace_seconds,
+        )
+        self._stack.push_async_callback(stop)
+        return address
 
     def _count_malformed(self, method: str) -> None:
         if self._gossiper is not None:
@@ -348,7 +325,7 @@ class KvStoreNode:
         host, port = parse_endpoint(self.config.advertise_clients)
         return format_endpoint(host, port or parse_endpoint(self.addresses.clients)[1])
 
-    async def _publish_load(self, gossiper: Gossiper, store: LmdbRowStore) -> None:
+    async def _publish_load(self, gossiper: Gossiper, store: NodeStore) -> None:
         """Keep LOAD, which was said at the start, close to the truth."""
         loop = asyncio.get_running_loop()
         published_bytes, published_at = store.stored_bytes, loop.time()
@@ -388,30 +365,6 @@ def _register_strictly(
     register: Callable[[grpc.aio.Server], None], on_malformed: Callable[[str], None], server: grpc.aio.Server
 ) -> None:
     register(strict(server, on_malformed))
-
-
-async def _try_to_bind(address: str) -> None:
-    """Bind plain sockets for a moment: they tell why it cannot be done; gRPC only writes that to stderr.
-
-    Of the addresses of a name, those that this machine does not have may be missing, as long as there is one.
-
-    Raises:
-        OSError: it cannot be done.
-    """
-    host, port = parse_endpoint(address)
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    missing: list[OSError] = []
-    for family, kind, protocol, _name, place in found:
-        try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(place)
-        except OSError as error:
-            if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-                raise
-            missing.append(error)
-    if len(missing) == len(found):
-        raise missing[0]
 
 
 def load_value(stored_bytes: int) -> str:

@@ -19,7 +19,6 @@ from google.protobuf.message import Message
 
 from antientropy.logs import LogLimiter
 from antientropy.store import Row
-from antientropy.stores.lmdb import LmdbRowStore
 from antientropy.strict import strict
 from kvstore.errors import InvalidRequestError, KvStoreError, OverloadedError, StorageError, WrongClusterError
 from kvstore.hlc import HybridLogicalClock
@@ -34,6 +33,7 @@ from kvstore.limits import (
     SCAN_SLICE_ROWS,
 )
 from kvstore.replication import Page
+from kvstore.store import NodeStore
 from kvstore.transport import GrpcReplicaTransport, ReplicaTransport
 from kvstore.v1 import kvstore_pb2 as pb
 from kvstore.v1 import kvstore_pb2_grpc as pb_grpc
@@ -58,7 +58,7 @@ class LocalReplica:
         clock: Learns of every version that is written here, and refuses those too far ahead.
     """
 
-    def __init__(self, store: LmdbRowStore, writer: GroupCommitWriter, clock: HybridLogicalClock) -> None:
+    def __init__(self, store: NodeStore, writer: GroupCommitWriter, clock: HybridLogicalClock) -> None:
         self._store = store
         self._writer = writer
         self._clock = clock
