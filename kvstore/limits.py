@@ -76,3 +76,6 @@ GC_GRACE_SECONDS: Final = 864_000.0
 GC_GRACE_SECONDS_MIN: Final = 60.0
 #: How often a node writes down that it lives, for the check at its next start: a file of 20 bytes.
 SIGN_OF_LIFE_SECONDS: Final = 60.0
+#: Commits whose time is remembered, and for how long, so that repair gives way when writes begin to wait.
+LATENCIES_MAX: Final = 64
+LATENCY_WINDOW_SECONDS: Final = 5.0

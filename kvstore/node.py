@@ -34,6 +34,7 @@ from kvstore.config import KvStoreConfig
 from kvstore.errors import StartError
 from kvstore.health import StorageHealth
 from kvstore.hlc import HybridLogicalClock
+from kvstore.lifesign import SignOfLife
 from kvstore.limits import (
     ADMIN_RPCS_MAX,
     CLIENT_RPCS_MAX,
@@ -153,8 +154,14 @@ class KvStoreNode:
             raise
 
     async def _start(self) -> None:
+        sign_of_life = SignOfLife(self.config.data_dir, self.config.rows_dir, self._machine.wall)
+        if self.config.gc_mode == "time":
+            sign_of_life.check(self.config.gc_grace_seconds)
         # What is entered first is left last: the store outlives everything that uses it.
         store = await self._open_store()
+        await asyncio.to_thread(sign_of_life.write)
+        living = asyncio.create_task(sign_of_life.keep(), name="kvstore-sign-of-life")
+        self._stack.push_async_callback(_cancel_all, [living])
         clock = HybridLogicalClock(
             self._machine.wall, drift_seconds_max=self.config.clock_drift_seconds_max, start_version=store.version_max
         )

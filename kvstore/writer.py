@@ -17,7 +17,14 @@ from typing import Protocol
 from antientropy.logs import LogLimiter
 from antientropy.store import Row
 from kvstore.errors import OverloadedError, StoppingError, StorageError
-from kvstore.limits import COMMIT_BYTES_MAX, COMMIT_ROWS_MAX, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ROWS_MAX
+from kvstore.limits import (
+    COMMIT_BYTES_MAX,
+    COMMIT_ROWS_MAX,
+    LATENCIES_MAX,
+    LATENCY_WINDOW_SECONDS,
+    WRITE_QUEUE_BYTES_MAX,
+    WRITE_QUEUE_ROWS_MAX,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +50,8 @@ class _Pending:
     rows: Sequence[Row]
     size_bytes: int
     done: asyncio.Future[None]
+    since: float
+    """Of the loop's clock."""
 
 
 class GroupCommitWriter:
@@ -76,6 +85,7 @@ class GroupCommitWriter:
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self._log_limiter = LogLimiter()
+        self._latencies: deque[tuple[float, float]] = deque(maxlen=LATENCIES_MAX)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kvstore-commit")
         self.commits = 0
         """Transactions so far, failed ones included."""
@@ -115,12 +125,21 @@ class GroupCommitWriter:
             raise OverloadedError(
                 f"{self._queued_rows} rows ({self._queued_bytes} bytes) wait to be committed; try again later"
             )
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Pending(rows, size_bytes, done))
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._queue.append(_Pending(rows, size_bytes, done, loop.time()))
         self._queued_rows += len(rows)
         self._queued_bytes += size_bytes
         self._wake.set()
         await done
+
+    def recent_latency_seconds(self) -> float | None:
+        """What writes of the last seconds took from their call to their commit, as a mean; None: there were none."""
+        if not self._latencies:
+            return None
+        begin = asyncio.get_running_loop().time() - LATENCY_WINDOW_SECONDS
+        recent = [seconds for at, seconds in self._latencies if at >= begin]
+        return sum(recent) / len(recent) if recent else None
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -147,6 +166,7 @@ class GroupCommitWriter:
                 self._on_commit(error)
                 self._finish(group, StorageError(f"not written: {error}"))
             else:
+                self._latencies.append((loop.time(), loop.time() - group[0].since))
                 self._on_commit(None)
                 self._finish(group, None)
 

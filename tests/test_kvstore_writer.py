@@ -13,7 +13,7 @@ from antientropy.errors import StoreFullError
 from antientropy.store import Row
 from antientropy.stores.lmdb import LmdbRowStore
 from kvstore.errors import OverloadedError, StoppingError, StorageError
-from kvstore.limits import COMMIT_ROWS_MAX
+from kvstore.limits import COMMIT_ROWS_MAX, LATENCY_WINDOW_SECONDS
 from kvstore.writer import GroupCommitWriter
 
 
@@ -186,3 +186,21 @@ async def test_every_transaction_is_told(tmp_path: Path) -> None:
     assert told[0] is None
     assert isinstance(told[1], StoreFullError)
     assert len(told) == 2
+
+
+async def test_the_recent_latency_is_told_until_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = GatedStore()
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    async with GroupCommitWriter(store) as writer:
+        assert writer.recent_latency_seconds() is None
+        monkeypatch.setattr(loop, "time", lambda: now)
+        waiting = asyncio.create_task(writer.write([row(0)]))
+        await until_entered(store)
+        monkeypatch.setattr(loop, "time", lambda: now + 0.25)
+        store.gate.set()
+        await waiting
+        assert writer.recent_latency_seconds() == pytest.approx(0.25)
+        monkeypatch.setattr(loop, "time", lambda: now + 0.25 + LATENCY_WINDOW_SECONDS + 0.01)
+        assert writer.recent_latency_seconds() is None
+        monkeypatch.undo()
