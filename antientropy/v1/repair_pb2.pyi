@@ -3,13 +3,19 @@
 isort:skip_file
 What two replicas say to each other to become equal. Served on the peer listener.
 
-Columns travel packed in `bytes`, little-endian unless said otherwise: never thousands of sub-messages. A digest is
-16 bytes, big-endian, its first bit is the tombstone flag. The tree has a fan-out of 16 over the prefixes of tokens;
-node `index` of `level` covers the tokens whose first 4 * level bits are `index`.
+Every byte here but keys and values of rows is overhead, so: columns travel packed in `bytes`, defaults are absent,
+the coordinator chooses the name of a session, and a session closes with the comparison that finds both sides equal.
+
+A packed column of n unsigned integers is one byte (upper 4 bits: bytes of the base b; lower 4 bits: bytes w of an
+entry), the base in b bytes, then n entries of w bytes; an entry is its value less the base. A packed ascending column
+is its first value in 8 bytes (none if n = 0), then the packed column of the n - 1 steps. All little-endian, but
+digests: 16 bytes, big-endian. The tree has a fan-out of 16 over the prefixes of tokens; node `index` of `level` covers the tokens
+whose first 4 * level bits are `index`. A bucket is a node of level 2: 1/256 of the token line.
 """
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,6 +26,545 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class CompareRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Open:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OpenEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[CompareRequest._Open.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        OPEN_NONE: CompareRequest._Open.ValueType  # 0
+        """Only compare. An open session closes."""
+        OPEN_IF_UNEQUAL: CompareRequest._Open.ValueType  # 1
+        OPEN_ALWAYS: CompareRequest._Open.ValueType  # 2
+        """Also when equal: then without a snapshot, to take rows that other replicas lack too."""
+
+    class Open(_Open, metaclass=_OpenEnumTypeWrapper): ...
+    OPEN_NONE: CompareRequest.Open.ValueType  # 0
+    """Only compare. An open session closes."""
+    OPEN_IF_UNEQUAL: CompareRequest.Open.ValueType  # 1
+    OPEN_ALWAYS: CompareRequest.Open.ValueType  # 2
+    """Also when equal: then without a snapshot, to take rows that other replicas lack too."""
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    KEYSPACE_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    TOKENS_AFTER_FIELD_NUMBER: _builtins.int
+    HASH_VERSION_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    ROOT_DIGEST_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FLOORS_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    REPAIRED_VERSION_FIELD_NUMBER: _builtins.int
+    PURGE_VERSION_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    """Chosen by the coordinator, greater than that of its earlier sessions. 0 with OPEN_NONE only."""
+    keyspace: _builtins.str
+    """Absent when the session is open, with all up to `owner`."""
+    first_token: _builtins.int
+    """The range, both ends inclusive: absent numbers are every token."""
+    tokens_after: _builtins.int
+    """2**64 - 1 less the last token."""
+    hash_version: _builtins.int
+    """Which hash of rows and nodes is spoken. Unequal ones cannot be compared."""
+    owner: _builtins.str
+    """The coordinator's endpoint: who holds the lease on the range, for people and for a new session of the same owner."""
+    root_digest: _builtins.bytes
+    """16 bytes: XOR of the epoch digests of all rows of the range, and how many they are. Empty: no rows."""
+    row_count: _builtins.int
+    epoch: _builtins.int
+    """The seed of the hashes in the digest above."""
+    floors: _builtins.bytes
+    """Packed column over the buckets of the range: tombstones with a lesser version are left out. Empty: all 0."""
+    open: Global___CompareRequest.Open.ValueType
+    repaired_version: _builtins.int
+    """If equal, the range counts as repaired up to this version. 0: it does not."""
+    purge_version: _builtins.int
+    """Every replica has acknowledged that it is repaired up to here: older tombstones may be purged. 0: nothing new."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        keyspace: _builtins.str = ...,
+        first_token: _builtins.int = ...,
+        tokens_after: _builtins.int = ...,
+        hash_version: _builtins.int = ...,
+        owner: _builtins.str = ...,
+        root_digest: _builtins.bytes = ...,
+        row_count: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        floors: _builtins.bytes = ...,
+        open: Global___CompareRequest.Open.ValueType = ...,
+        repaired_version: _builtins.int = ...,
+        purge_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "first_token", b"first_token", "floors", b"floors", "hash_version", b"hash_version", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareRequest: _TypeAlias = CompareRequest  # noqa: Y015
+
+@_typing.final
+class CompareResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EQUAL_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    SYMBOLS_FIELD_NUMBER: _builtins.int
+    TREE_DEPTH_FIELD_NUMBER: _builtins.int
+    FLOORS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    equal: _builtins.bool
+    row_count: _builtins.int
+    """The rest is set when not equal."""
+    symbols: _builtins.bytes
+    """First symbols of the sketch of the range, see Locate. Empty: no session is open."""
+    tree_depth: _builtins.int
+    floors: _builtins.bytes
+    """Packed column as in the request: the greatest floors of both sides. Empty: those of the request."""
+    epoch: _builtins.int
+    """Set when it is not that of the request: whose epoch is less builds its hashes anew, then it is asked again."""
+    @_builtins.property
+    def refusal(self) -> Global___Refusal:
+        """Set: nothing was compared, no session is open."""
+
+    def __init__(
+        self,
+        *,
+        equal: _builtins.bool = ...,
+        row_count: _builtins.int = ...,
+        symbols: _builtins.bytes = ...,
+        tree_depth: _builtins.int = ...,
+        floors: _builtins.bytes = ...,
+        epoch: _builtins.int = ...,
+        refusal: Global___Refusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "equal", b"equal", "floors", b"floors", "refusal", b"refusal", "row_count", b"row_count", "symbols", b"symbols", "tree_depth", b"tree_depth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareResponse: _TypeAlias = CompareResponse  # noqa: Y015
+
+@_typing.final
+class Refusal(_message.Message):
+    """Why a replica does not take part now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Refusal._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Refusal._Kind.ValueType  # 0
+        KIND_LEASED: Refusal._Kind.ValueType  # 1
+        """Another session repairs an overlapping range."""
+        KIND_BUSY: Refusal._Kind.ValueType  # 2
+        """As many sessions as allowed are open."""
+        KIND_HASH_VERSION: Refusal._Kind.ValueType  # 3
+        """The hashes of the other side are not spoken here."""
+        KIND_TOO_LONG_AWAY: Refusal._Kind.ValueType  # 4
+        """One of the two was away for longer than tombstones were kept."""
+        KIND_NOT_READY: Refusal._Kind.ValueType  # 5
+        """The index is being built, or the hashes are being made anew in another epoch."""
+        KIND_NOT_A_REPLICA: Refusal._Kind.ValueType  # 6
+        """This node does not hold all of the range."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: Refusal.Kind.ValueType  # 0
+    KIND_LEASED: Refusal.Kind.ValueType  # 1
+    """Another session repairs an overlapping range."""
+    KIND_BUSY: Refusal.Kind.ValueType  # 2
+    """As many sessions as allowed are open."""
+    KIND_HASH_VERSION: Refusal.Kind.ValueType  # 3
+    """The hashes of the other side are not spoken here."""
+    KIND_TOO_LONG_AWAY: Refusal.Kind.ValueType  # 4
+    """One of the two was away for longer than tombstones were kept."""
+    KIND_NOT_READY: Refusal.Kind.ValueType  # 5
+    """The index is being built, or the hashes are being made anew in another epoch."""
+    KIND_NOT_A_REPLICA: Refusal.Kind.ValueType  # 6
+    """This node does not hold all of the range."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    kind: Global___Refusal.Kind.ValueType
+    detail: _builtins.str
+    """One line for people: what is wrong and the way out."""
+    holder: _builtins.str
+    """Who holds the lease."""
+    retry_after_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        kind: Global___Refusal.Kind.ValueType = ...,
+        detail: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        retry_after_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "holder", b"holder", "kind", b"kind", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+
+@_typing.final
+class LocateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    body: _builtins.bytes
+    """See core/locate.py."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        body: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocateRequest: _TypeAlias = LocateRequest  # noqa: Y015
+
+@_typing.final
+class LocateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BODY_FIELD_NUMBER: _builtins.int
+    body: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        body: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocateResponse: _TypeAlias = LocateResponse  # noqa: Y015
+
+@_typing.final
+class ListDigestsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    INDEX_COUNT_FIELD_NUMBER: _builtins.int
+    WITH_DIGESTS_FIELD_NUMBER: _builtins.int
+    FROM_TOKEN_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    level: _builtins.int
+    indices: _builtins.bytes
+    """Packed ascending, as in Locate; empty: all nodes of the level."""
+    index_count: _builtins.int
+    with_digests: _builtins.bool
+    """False: tokens and versions only."""
+    from_token: _builtins.int
+    """Rows at lesser tokens are left out: they have arrived before the call was cut off."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        level: _builtins.int = ...,
+        indices: _builtins.bytes = ...,
+        index_count: _builtins.int = ...,
+        with_digests: _builtins.bool = ...,
+        from_token: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_token", b"from_token", "index_count", b"index_count", "indices", b"indices", "level", b"level", "session", b"session", "with_digests", b"with_digests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDigestsRequest: _TypeAlias = ListDigestsRequest  # noqa: Y015
+
+@_typing.final
+class DigestsChunk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    row_count: _builtins.int
+    tokens: _builtins.bytes
+    """Packed ascending; several rows may share a token."""
+    versions: _builtins.bytes
+    """Packed."""
+    digests: _builtins.bytes
+    """16 bytes each, or empty."""
+    def __init__(
+        self,
+        *,
+        row_count: _builtins.int = ...,
+        tokens: _builtins.bytes = ...,
+        versions: _builtins.bytes = ...,
+        digests: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "row_count", b"row_count", "tokens", b"tokens", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DigestsChunk: _TypeAlias = DigestsChunk  # noqa: Y015
+
+@_typing.final
+class FetchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    tokens: _builtins.bytes
+    """8 bytes each, strictly ascending."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        tokens: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchRequest: _TypeAlias = FetchRequest  # noqa: Y015
+
+@_typing.final
+class RowColumns(_message.Message):
+    """Less than 1 MiB: n rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    columns: _builtins.bytes
+    """n in 2 bytes; packed column of the lengths of keys; packed column of the lengths of values; packed column of
+    versions; one byte: 0 no tombstones, 1 only tombstones, 2 bits follow (n of them, first row in the lowest bit);
+    16 bytes: XOR of the digests of the rows. The receiver computes them from what it got, and refuses the chunk if the
+    XOR is another one.
+    """
+    content: _builtins.bytes
+    """All keys, then all values."""
+    def __init__(
+        self,
+        *,
+        columns: _builtins.bytes = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "content", b"content"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowColumns: _TypeAlias = RowColumns  # noqa: Y015
+
+@_typing.final
+class PushRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    """Both set in the first message of the stream. The stream number is the sender's, so that a stream that is repeated
+    is counted once.
+    """
+    stream: _builtins.int
+    @_builtins.property
+    def rows(self) -> Global___RowColumns: ...
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        stream: _builtins.int = ...,
+        rows: Global___RowColumns | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "session", b"session", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushRequest: _TypeAlias = PushRequest  # noqa: Y015
+
+@_typing.final
+class PushResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_RECEIVED_FIELD_NUMBER: _builtins.int
+    ROWS_APPLIED_FIELD_NUMBER: _builtins.int
+    rows_received: _builtins.int
+    rows_applied: _builtins.int
+    """Those that won over what was stored."""
+    def __init__(
+        self,
+        *,
+        rows_received: _builtins.int = ...,
+        rows_applied: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows_applied", b"rows_applied", "rows_received", b"rows_received"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushResponse: _TypeAlias = PushResponse  # noqa: Y015
+
+@_typing.final
+class SendRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    stream: _builtins.int
+    """So that a repeated request moves nothing twice."""
+    target: _builtins.str
+    """The endpoint of a replica of the same range, which has the same session open."""
+    tokens: _builtins.bytes
+    """8 bytes each, strictly ascending."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        stream: _builtins.int = ...,
+        target: _builtins.str = ...,
+        tokens: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "stream", b"stream", "target", b"target", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendRequest: _TypeAlias = SendRequest  # noqa: Y015
+
+@_typing.final
+class SendResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_SENT_FIELD_NUMBER: _builtins.int
+    ROWS_APPLIED_FIELD_NUMBER: _builtins.int
+    ROW_BYTES_FIELD_NUMBER: _builtins.int
+    OTHER_BYTES_FIELD_NUMBER: _builtins.int
+    rows_sent: _builtins.int
+    rows_applied: _builtins.int
+    row_bytes: _builtins.int
+    """Keys and values, and everything else that travelled to the target and back."""
+    other_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        rows_sent: _builtins.int = ...,
+        rows_applied: _builtins.int = ...,
+        row_bytes: _builtins.int = ...,
+        other_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["other_bytes", b"other_bytes", "row_bytes", b"row_bytes", "rows_applied", b"rows_applied", "rows_sent", b"rows_sent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendResponse: _TypeAlias = SendResponse  # noqa: Y015
+
+@_typing.final
+class HeartbeatRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
+
+@_typing.final
+class HeartbeatResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeartbeatResponse: _TypeAlias = HeartbeatResponse  # noqa: Y015
+
+@_typing.final
+class CloseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseRequest: _TypeAlias = CloseRequest  # noqa: Y015
+
+@_typing.final
+class CloseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseResponse: _TypeAlias = CloseResponse  # noqa: Y015
 
 @_typing.final
 class CompareRootsRequest(_message.Message):

@@ -19,7 +19,7 @@ import grpc
 import grpc.aio
 import numpy as np
 
-from antientropy import wire
+from antientropy import legacy_wire as wire
 from antientropy.config import RepairConfig
 from antientropy.core.hashing import HASH_VERSION
 from antientropy.core.merkle import HashTree
