@@ -120,6 +120,17 @@ class KvStoreNode:
         return self._coordinator
 
     @property
+    def store(self) -> NodeStore:
+        """The rows of this node.
+
+        Raises:
+            NotRunningError: the node has not started.
+        """
+        if self._store is None:
+            raise NotRunningError("the node has not started")
+        return self._store
+
+    @property
     def addresses(self) -> NodeAddresses:
         """Where it listens.
 

@@ -1,0 +1,84 @@
+"""A machine that a real node runs on, without knowing that it is none."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+from typing import cast
+
+from antientropy.service import RepairService
+from gossiper import GossipConfig, Gossiper
+from gossiper.simulation.virtual_loop import VirtualClock
+from kvstore.config import KvStoreConfig
+from kvstore.machine import OnMalformed, Register, Stop
+from kvstore.peers import ReplicaService
+from kvstore.simulation.disk import SimulatedDisk
+from kvstore.simulation.network import GossipTransport, SimulatedNetwork, SimulatedReplicaTransport
+from kvstore.simulation.process import Process
+from kvstore.store import NodeStore
+from kvstore.transport import ReplicaTransport
+
+
+class SimulatedMachine:
+    """A :class:`kvstore.machine.Machine` for one run of a node."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: str,
+        network: SimulatedNetwork,
+        disk: SimulatedDisk,
+        clock: VirtualClock,
+        process: Process,
+        rng: Random,
+    ) -> None:
+        self._rng = rng
+        self._endpoint = endpoint
+        self._network = network
+        self._disk = disk
+        self._clock = clock
+        self._process = process
+
+    def wall(self) -> float:
+        """The wall clock of this machine, which may be wrong."""
+        return self._clock.now().wall
+
+    def open_store(self, config: KvStoreConfig) -> NodeStore:  # noqa: ARG002 - of the Protocol
+        """The rows on the simulated disk."""
+        return cast("NodeStore", self._disk.open_store(self._process))
+
+    def gossiper(
+        self,
+        config: GossipConfig,
+        replicas: ReplicaService,
+        repair: RepairService,  # noqa: ARG002 - used soon
+        on_malformed: OnMalformed,  # noqa: ARG002 - of the Protocol: here all messages are protobuf
+    ) -> Gossiper:
+        """A gossiper on the simulated network."""
+        self._network.serve(self._endpoint, self._process, replicas, None)
+        transport = GossipTransport(self._network, self._endpoint, self._process)
+        host_id = str(uuid.uuid5(uuid.NAMESPACE_URL, self._endpoint))
+        config = replace(config, random_seed=self._rng.getrandbits(63), host_id=host_id)
+        return Gossiper(config, transport=transport, clock=self._clock.now)
+
+    def replica_transport(self) -> ReplicaTransport:
+        """Calls over the simulated network."""
+        return SimulatedReplicaTransport(self._network, self._endpoint, self._process, self._disk.observer)
+
+    async def listen(
+        self,
+        name: str,
+        address: str,  # noqa: ARG002 - of the Protocol
+        services: Sequence[Register],  # noqa: ARG002 - nobody speaks gRPC here
+        *,
+        rpcs_max: int,  # noqa: ARG002
+        grace_seconds: float,  # noqa: ARG002
+    ) -> tuple[str, Stop]:
+        """Nothing listens: clients of a simulation ask the coordinator of a node."""
+
+        async def stop() -> None:
+            pass
+
+        return f"{name}.{self._endpoint}", stop
