@@ -33,13 +33,16 @@ from antientropy.errors import (
     StoreReadOnlyError,
     UnknownKeyspaceError,
 )
+from antientropy.replica import Replica
 from antientropy.service import Membership, RepairService, ReplicaDescription
-from antientropy.store import RowStore, StoreSnapshot
+from antientropy.snapshots import ReplicaSnapshot
+from antientropy.store import Changes, RowReader, RowStore
 from antientropy.stores.lmdb import LmdbRowStore
 from antientropy.stores.memory import MemoryRowStore
 
 __all__ = [
     "AntiEntropyError",
+    "Changes",
     "ConfigError",
     "DivergenceError",
     "HashTree",
@@ -57,10 +60,13 @@ __all__ = [
     "RepairService",
     "RepairStatistics",
     "RepairUpdate",
+    "Replica",
     "ReplicaDescription",
+    "ReplicaSnapshot",
     "Root",
     "Row",
     "RowDigests",
+    "RowReader",
     "RowRefusedError",
     "RowStore",
     "ServiceStoppedError",
@@ -70,7 +76,6 @@ __all__ = [
     "StoreFullError",
     "StoreInUseError",
     "StoreReadOnlyError",
-    "StoreSnapshot",
     "TokenRange",
     "UnknownKeyspaceError",
     "row_digest",

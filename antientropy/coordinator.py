@@ -15,6 +15,7 @@ from concurrent.futures import Executor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from typing import Any, Final, TypeVar, TypeVarTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from antientropy.config import RepairConfig
 from antientropy.core.merge import TokenMerge
-from antientropy.core.merkle import HashTree, Root
+from antientropy.core.merkle import Root
 from antientropy.core.plan import PairPlan, RepairPlan, plan_repair
 from antientropy.core.reconcile import Difference
 from antientropy.core.rows import RowDigests
@@ -39,8 +40,8 @@ from antientropy.core.session import (
 from antientropy.core.tokens import TOKEN_MAX, TokenRange, node_ranges
 from antientropy.errors import DivergenceError, PeerError, PeerMessageError
 from antientropy.legacy_client import PeerClient, RootsAnswer
-from antientropy.snapshots import open_in_thread
-from antientropy.store import RowStore, StoreSnapshot
+from antientropy.replica import Replica
+from antientropy.snapshots import ReplicaSnapshot, open_in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class RepairRun:
         *,
         keyspace: str,
         token_range: TokenRange,
-        store: RowStore,
+        replica: Replica,
         local: str,
         clients: Callable[[RepairStatistics], list[PeerClient]],
         dead: Sequence[str],
@@ -128,7 +129,8 @@ class RepairRun:
         self.session_id = str(uuid.uuid4())
         self._keyspace = keyspace
         self._range = token_range
-        self._store = store
+        self._replica = replica
+        self._apply = partial(replica.store.apply, from_repair=True)
         self._local = local
         self._dead = dead
         self._config = config
@@ -190,16 +192,16 @@ class RepairRun:
 
     async def _one_pass(self, pairs: list[Pair]) -> None:
         """Compare, plan, move. Ends with sessions that are DONE, FAILED, or ask for roots again."""
-        root = await self._in_thread(self._store.root, self._range)
+        root = await self._in_thread(self._replica.root, self._range)
         await self._each(pairs, lambda pair: self._compare_roots(pair, root))
         unequal = [pair for pair in pairs if pair.session.phase is Phase.COMPARING]
         if not unequal:
             return
         await self._enter(Phase.COMPARING, 0.05)
-        snapshot, tree = await open_in_thread(self._executor, self._store, self._range)
+        snapshot = await open_in_thread(self._executor, self._replica, self._range)
         try:
             reading = asyncio.Lock()
-            await self._each(unequal, lambda pair: self._compare(pair, tree, snapshot, reading))
+            await self._each(unequal, lambda pair: self._compare(pair, snapshot, reading))
             planned = await self._plan([pair for pair in self._pairs if not pair.failed])
             if planned is None:
                 return
@@ -226,10 +228,10 @@ class RepairRun:
         elif pair.session.unsettled:
             await self._say(f"{names} got new writes during this repair; all rows found different before were moved")
 
-    async def _compare(self, pair: Pair, tree: HashTree, snapshot: StoreSnapshot, reading: asyncio.Lock) -> None:
+    async def _compare(self, pair: Pair, snapshot: ReplicaSnapshot, reading: asyncio.Lock) -> None:
         if pair.answer is None or pair.answer.child_hashes is None:
             raise PeerError(pair.endpoint, "broke the protocol: no session")
-        pair.session.compare(tree, pair.answer.tree_depth, pair.answer.child_hashes)
+        pair.session.compare(snapshot.tree, pair.answer.tree_depth, pair.answer.child_hashes)
         while request := pair.session.next_request():
             if isinstance(request, AskNodes):
                 pair.session.nodes(request, await pair.client.child_hashes(request))
@@ -243,7 +245,7 @@ class RepairRun:
         )
 
     async def _match_rows(
-        self, pair: Pair, request: AskDigests, snapshot: StoreSnapshot, reading: asyncio.Lock
+        self, pair: Pair, request: AskDigests, snapshot: ReplicaSnapshot, reading: asyncio.Lock
     ) -> None:
         """List the rows below some nodes on both sides, in step, and let the session match them."""
         ranges = node_ranges(request.level, request.indices, self._range)
@@ -292,7 +294,7 @@ class RepairRun:
         self._copies_done = 0
         return (streaming, plan) if streaming else None
 
-    async def _stream(self, pairs: list[Pair], plan: RepairPlan, snapshot: StoreSnapshot) -> None:
+    async def _stream(self, pairs: list[Pair], plan: RepairPlan, snapshot: ReplicaSnapshot) -> None:
         """Fetch from all peers, then give to all peers; rows are durable on their receiver when a call ends."""
         await self._enter(Phase.STREAMING, 0.3)
         await self._each(pairs, self._fetch)
@@ -302,7 +304,7 @@ class RepairRun:
         fetched = any(len(pair.plan.fetch_tokens) or len(pair.plan.colliding_tokens) for pair in pairs)
         source = snapshot
         if fetched:
-            source, _ = await open_in_thread(self._executor, self._store, TokenRange.full())
+            source = await open_in_thread(self._executor, self._replica, TokenRange.full())
         try:
             await self._each(good, lambda pair: self._give(pair, plan.colliding_tokens, lost, source))
         finally:
@@ -317,7 +319,7 @@ class RepairRun:
             arrived = 0
             async with aclosing(pair.client.rows(request.tokens)) as chunks:
                 async for rows in chunks:
-                    applied = await self._in_thread(self._store.apply, rows)
+                    applied = await self._in_thread(self._apply, rows)
                     arrived += len(rows)
                     self._moved(pair, len(rows), applied, counted=request.counted)
             count += arrived
@@ -327,7 +329,7 @@ class RepairRun:
             await self._say(f"Endpoint {self._local} received {count} rows from {pair.endpoint} for {self._keyspace}")
 
     async def _give(
-        self, pair: Pair, colliding: NDArray[np.uint64], lost: NDArray[np.uint64], source: StoreSnapshot
+        self, pair: Pair, colliding: NDArray[np.uint64], lost: NDArray[np.uint64], source: ReplicaSnapshot
     ) -> None:
         keep = ~np.isin(pair.plan.push_tokens, lost)
         self._drop_copies(pair, int((~keep).sum()))

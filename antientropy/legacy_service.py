@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn, TypeVar, TypeVarTuple
 
 import grpc
@@ -22,13 +23,12 @@ import numpy as np
 from antientropy import legacy_wire as wire
 from antientropy.config import RepairConfig
 from antientropy.core.hashing import HASH_VERSION
-from antientropy.core.merkle import HashTree
 from antientropy.core.rows import RowDigests
 from antientropy.core.tokens import TokenRange, node_ranges
 from antientropy.errors import PeerMessageError, StoreError, StoreFullError
 from antientropy.logs import LogLimiter
-from antientropy.snapshots import open_in_thread
-from antientropy.store import RowStore, StoreSnapshot
+from antientropy.replica import Replica
+from antientropy.snapshots import ReplicaSnapshot, open_in_thread
 from antientropy.v1 import repair_pb2 as pb
 from antientropy.v1 import repair_pb2_grpc
 
@@ -43,9 +43,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ServedSession:
     """A snapshot that a coordinator compares itself with."""
 
-    snapshot: StoreSnapshot
-    tree: HashTree
-    token_range: TokenRange
+    snapshot: ReplicaSnapshot
     used_at: float
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """One call at a time is inside a snapshot."""
@@ -91,8 +89,8 @@ def _host(peer: str) -> str:
 class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
     """Serves the stores of a node to its peers."""
 
-    def __init__(self, stores: Mapping[str, RowStore], config: RepairConfig, executor: Executor) -> None:
-        self._stores = stores
+    def __init__(self, replicas: Mapping[str, Replica], config: RepairConfig, executor: Executor) -> None:
+        self._replicas = replicas
         self._config = config
         self._executor = executor
         self._sessions: dict[bytes, ServedSession] = {}
@@ -133,8 +131,8 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
     ) -> pb.CompareNodesResponse:
         """Hashes of the children of some nodes."""
         async with answering(context, self._refusals), self._session(request.session_id) as session:
-            indices = wire.decode_indices(request.level, request.indices, level_max=session.tree.depth - 1)
-            hashes = await self._in_thread(session.tree.child_hashes, request.level, indices)
+            indices = wire.decode_indices(request.level, request.indices, level_max=session.snapshot.tree.depth - 1)
+            hashes = await self._in_thread(session.snapshot.tree.child_hashes, request.level, indices)
             return pb.CompareNodesResponse(child_hashes=wire.encode_unsigned(hashes))
         raise AssertionError("unreachable: aborted")
 
@@ -143,8 +141,8 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
     ) -> AsyncIterator[pb.RowDigestsChunk]:
         """Digests of all rows below some nodes."""
         async with answering(context, self._refusals), self._session(request.session_id) as session:
-            indices = wire.decode_indices(request.level, request.indices, level_max=session.tree.depth)
-            ranges = node_ranges(request.level, indices, session.token_range)
+            indices = wire.decode_indices(request.level, request.indices, level_max=session.snapshot.tree.depth)
+            ranges = node_ranges(request.level, indices, session.snapshot.token_range)
             chunks: Iterator[RowDigests] = session.snapshot.digests(ranges)
             while (rows := await self._in_thread(next, chunks, None)) is not None:
                 yield wire.encode_digests(rows)
@@ -154,7 +152,7 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
     ) -> AsyncIterator[pb.RowsChunk]:
         """The rows at some tokens."""
         async with answering(context, self._refusals), self._session(request.session_id) as session:
-            tokens = wire.decode_tokens(request.tokens, session.token_range)
+            tokens = wire.decode_tokens(request.tokens, session.snapshot.token_range)
             chunks = wire.encode_rows(session.snapshot.rows_at(tokens.tolist()))
             while (item := await self._in_thread(next, chunks, None)) is not None:
                 yield item[0]
@@ -165,12 +163,13 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
         """Take rows: each chunk is checked whole, then applied where its rows win, durable before the next is read."""
         async with answering(context, self._refusals):
             received = applied = 0
-            store: RowStore | None = None
+            replica: Replica | None = None
             async for request in request_iterator:
-                if store is None:
-                    store = self._store(request.keyspace)
+                if replica is None:
+                    replica = self._replica(request.keyspace)
+                apply = partial(replica.store.apply, from_repair=True)
                 rows = await self._in_thread(wire.decode_rows, request.rows)
-                applied += await self._in_thread(store.apply, rows)
+                applied += await self._in_thread(apply, rows)
                 received += len(rows)
             return pb.PushRowsResponse(rows_received=received, rows_applied=applied)
         raise AssertionError("unreachable: aborted")
@@ -185,7 +184,7 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
         raise AssertionError("unreachable: aborted")
 
     async def _compare_roots(self, request: pb.CompareRootsRequest) -> pb.CompareRootsResponse:
-        store = self._store(request.keyspace)
+        replica = self._replica(request.keyspace)
         token_range = wire.token_range_of(request.first_token, request.last_token)
         theirs = wire.root_of(request.root_digest, request.row_count)
         if request.hash_version != HASH_VERSION:
@@ -193,18 +192,18 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"hash version {request.hash_version} is not spoken here (but {HASH_VERSION}); use one release on all",
             )
-        ours = await self._in_thread(store.root, token_range)
+        ours = await self._in_thread(replica.root, token_range)
         response = pb.CompareRootsResponse(equal=ours == theirs, root_digest=ours.digest, row_count=ours.count)
         if response.equal or not request.open_session:
             return response
-        name, session = await self._open(store, token_range)
-        root = session.tree.root
+        name, session = await self._open(replica, token_range)
+        root = session.snapshot.tree.root
         response.root_digest, response.row_count = root.digest, root.count
-        response.session_id, response.tree_depth = name, session.tree.depth
-        response.child_hashes = wire.encode_unsigned(session.tree.child_hashes(0, np.zeros(1, np.uint32)))
+        response.session_id, response.tree_depth = name, session.snapshot.tree.depth
+        response.child_hashes = wire.encode_unsigned(session.snapshot.tree.child_hashes(0, np.zeros(1, np.uint32)))
         return response
 
-    async def _open(self, store: RowStore, token_range: TokenRange) -> tuple[bytes, ServedSession]:
+    async def _open(self, replica: Replica, token_range: TokenRange) -> tuple[bytes, ServedSession]:
         await self.close_idle()
         if len(self._sessions) + self._opening >= self._config.sessions_max:
             raise RefusedError(
@@ -213,22 +212,22 @@ class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
             )
         self._opening += 1
         try:
-            snapshot, tree = await open_in_thread(self._executor, store, token_range)
+            snapshot = await open_in_thread(self._executor, replica, token_range)
         finally:
             self._opening -= 1
         if self._stopped:
             snapshot.close()
             raise _stopping()
-        session = ServedSession(snapshot, tree, token_range, asyncio.get_running_loop().time())
+        session = ServedSession(snapshot, asyncio.get_running_loop().time())
         name = secrets.token_bytes(wire.SESSION_ID_BYTES)
         self._sessions[name] = session
         return name, session
 
-    def _store(self, keyspace: str) -> RowStore:
-        store = self._stores.get(wire.check_keyspace(keyspace))
-        if store is None:
+    def _replica(self, keyspace: str) -> Replica:
+        replica = self._replicas.get(wire.check_keyspace(keyspace))
+        if replica is None:
             raise RefusedError(grpc.StatusCode.NOT_FOUND, f"keyspace {keyspace!r} is not served here")
-        return store
+        return replica
 
     @asynccontextmanager
     async def _session(self, name: bytes) -> AsyncIterator[ServedSession]:

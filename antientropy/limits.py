@@ -33,8 +33,15 @@ KEYSPACE_BYTES_MAX: Final = 255
 REPLICAS_MAX: Final = 64
 #: Updates that wait for a slow listener; beyond it the repair waits too.
 UPDATES_QUEUED_MAX: Final = 256
-#: Pending changes of the tree before a writer folds them in: 2 ms of numpy, 200 kB of memory.
+#: Changes that wait to be taken into tree and sketches before a thread of the replica is woken for them: 20 ms of
+#: numpy, 200 kB of memory.
 PENDING_CHANGES_MAX: Final = 4_096
+#: With so many waiting, the writer that comes next takes them in itself: memory is bounded even if the thread starves.
+PENDING_CHANGES_HARD_MAX: Final = 32 * PENDING_CHANGES_MAX
+#: Bytes of a mark: 256 versions, or a bitmap and some numbers for each of 256 buckets, with room to spare.
+MARK_BYTES_MAX: Final = 64 * 1024
+#: Bytes of the name of a mark.
+MARK_NAME_BYTES_MAX: Final = 64
 #: Simultaneous LMDB read transactions: each worker thread and each snapshot takes a slot of 64 bytes.
 LMDB_READERS_MAX: Final = 512
 #: Address space that one store may grow into; LMDB maps it, but takes disk only for pages in use.

@@ -25,6 +25,7 @@ from antientropy.errors import RepairRequestError, RepairRunningError, ServiceSt
 from antientropy.legacy_client import PeerClient
 from antientropy.legacy_service import RepairPeerServicer
 from antientropy.limits import REPLICAS_MAX, UPDATES_QUEUED_MAX
+from antientropy.replica import Replica
 from antientropy.store import RowStore
 from antientropy.strict import strict
 from antientropy.v1 import repair_pb2_grpc
@@ -72,13 +73,15 @@ class RepairService:
     """
 
     def __init__(
-        self, stores: Mapping[str, RowStore], membership: Membership, config: RepairConfig | None = None
+        self, stores: Mapping[str, RowStore | Replica], membership: Membership, config: RepairConfig | None = None
     ) -> None:
-        self._stores = dict(stores)
+        self._replicas = {
+            keyspace: store if isinstance(store, Replica) else Replica(store) for keyspace, store in stores.items()
+        }
         self._membership = membership
         self._config = RepairConfig() if config is None else config
         self._executor = ThreadPoolExecutor(self._config.threads, "antientropy")
-        self._servicer = RepairPeerServicer(self._stores, self._config, self._executor)
+        self._servicer = RepairPeerServicer(self._replicas, self._config, self._executor)
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._janitor: asyncio.Task[None] | None = None
@@ -105,6 +108,8 @@ class RepairService:
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()
+        for replica in self._replicas.values():
+            await asyncio.to_thread(replica.close)
         await asyncio.to_thread(self._executor.shutdown)
 
     async def __aenter__(self) -> RepairService:
@@ -119,7 +124,7 @@ class RepairService:
     @property
     def keyspaces(self) -> tuple[str, ...]:
         """The names of the stores."""
-        return tuple(self._stores)
+        return tuple(self._replicas)
 
     @property
     def session_count(self) -> int:
@@ -132,12 +137,13 @@ class RepairService:
         Raises:
             UnknownKeyspaceError: no store of that name.
         """
-        store = self._store(keyspace)
+        replica = self._replica(keyspace)
+        store = replica.store
         loop = asyncio.get_running_loop()
-        root = await loop.run_in_executor(self._executor, store.root, TokenRange.full())
+        root = await loop.run_in_executor(self._executor, replica.root, TokenRange.full())
         stored_bytes = await loop.run_in_executor(self._executor, lambda: store.stored_bytes)
         replicas = tuple(sorted(self._membership.replicas(keyspace)))
-        return ReplicaDescription(keyspace, root, store.tombstone_count, stored_bytes, store.tree_depth, replicas)
+        return ReplicaDescription(keyspace, root, store.tombstone_count, stored_bytes, replica.tree_depth, replicas)
 
     async def repair(
         self, keyspace: str, token_range: TokenRange | None = None, peers: Collection[str] | None = None
@@ -154,7 +160,7 @@ class RepairService:
             ServiceStoppedError: the service is not started.
             StoreError: the own store failed.
         """
-        store = self._store(keyspace)
+        replica = self._replica(keyspace)
         chosen = self._peers(keyspace, peers)
         if self._janitor is None:
             raise ServiceStoppedError("the repair service is not running; start it first")
@@ -180,7 +186,7 @@ class RepairService:
         run = RepairRun(
             keyspace=keyspace,
             token_range=within,
-            store=store,
+            replica=replica,
             local=self._membership.local_endpoint,
             clients=clients,
             dead=[endpoint for endpoint in chosen if endpoint not in live],
@@ -199,12 +205,12 @@ class RepairService:
             await asyncio.gather(task, return_exceptions=True)
             del self._running[keyspace]
 
-    def _store(self, keyspace: str) -> RowStore:
-        store = self._stores.get(keyspace)
-        if store is None:
-            known = ", ".join(sorted(self._stores))
+    def _replica(self, keyspace: str) -> Replica:
+        replica = self._replicas.get(keyspace)
+        if replica is None:
+            known = ", ".join(sorted(self._replicas))
             raise UnknownKeyspaceError(f"keyspace {keyspace!r} is not known here; there is: {known}")
-        return store
+        return replica
 
     def _peers(self, keyspace: str, peers: Collection[str] | None) -> list[str]:
         local = self._membership.local_endpoint

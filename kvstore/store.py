@@ -43,7 +43,7 @@ class ClockedStore:
         self._store = store
         self._clock = clock
 
-    def apply(self, rows: Iterable[Row]) -> int:
+    def apply(self, rows: Iterable[Row], *, from_repair: bool = False) -> int:
         """See :meth:`antientropy.store.RowStore.apply`. Called from worker threads.
 
         A version too far ahead is stored all the same, as another replica has acknowledged it, but the clock does not
@@ -52,7 +52,7 @@ class ClockedStore:
         rows = list(rows)
         if rows and not self._clock.observe(max(row.version for row in rows)):
             _log.warning("repair brought a row whose version is far ahead of the clock here; are clocks synchronised?")
-        return self._store.apply(rows)
+        return self._store.apply(rows, from_repair=from_repair)
 
     def __getattr__(self, name: str) -> Any:
         """Everything else is the store's own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from antientropy import (
     RepairRunningError,
     RepairService,
     RepairUpdate,
+    Replica,
     Row,
     ServiceStoppedError,
     StoreFullError,
@@ -35,11 +36,12 @@ from antientropy import (
     UnknownKeyspaceError,
 )
 from antientropy.core import hashing
-from antientropy.core.merkle import HashTree
+from antientropy.core.merkle import HashTree, Root
+from antientropy.core.rows import Changes, RowDigests
 from antientropy.core.tokens import TOKEN_MAX
 from antientropy.limits import LOG_INTERVAL_SECONDS
 from antientropy.logs import LogLimiter
-from antientropy.stores.memory import MemorySnapshot
+from antientropy.stores.memory import MemoryReader
 from antientropy.v1 import admin_pb2, admin_pb2_grpc, repair_pb2_grpc
 from antientropy.v1 import repair_pb2 as pb
 
@@ -103,17 +105,20 @@ class Node:
 
 
 @asynccontextmanager
-async def cluster(*stores: Store, config: RepairConfig | None = None) -> AsyncIterator[list[Node]]:
+async def cluster(
+    *stores: Store, config: RepairConfig | None = None, depths: Sequence[int] = ()
+) -> AsyncIterator[list[Node]]:
     endpoints: list[str] = []
     dead: set[str] = set()
     nodes: list[Node] = []
     async with AsyncExitStack() as stack:
-        for store in stores:
+        for number, store in enumerate(stores):
             counter = CallCounter()
             server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], interceptors=[counter])
             endpoints.append(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
             members = Members(endpoints[-1], endpoints, dead)
-            service = RepairService({"kv": store}, members, config)
+            replica = Replica(store, tree_depth=depths[number] if depths else None)
+            service = RepairService({"kv": replica}, members, config)
             service.register(server)
             nodes.append(Node(store, server, counter, service, members))
         for node in nodes:
@@ -140,6 +145,15 @@ async def repaired(node: Node, token_range: TokenRange | None = None, peers: Ite
     assert len({update.session_id for update in updates}) == 1
     assert updates[-1].statistics.elapsed_seconds > 0
     return updates
+
+
+def root_of(store: Store, token_range: TokenRange = FULL) -> Root:
+    """By brute force."""
+    reader = store.read()
+    try:
+        return HashTree.build(RowDigests.concatenate([*reader.digests([token_range])]), 1).root
+    finally:
+        reader.close()
 
 
 def messages(updates: list[RepairUpdate]) -> str:
@@ -190,7 +204,7 @@ async def test_repair_makes_replicas_equal_and_moves_exactly_what_differs(tmp_pa
             assert (last.statistics.rows_differing, last.statistics.rows_moved) == (differing, copies)
             assert last.statistics.rows_optimal == copies > 100
             assert copies_needed(nodes) == (0, 0)
-            assert len({store.root(FULL) for store in stores}) == 1
+            assert len({root_of(store, FULL) for store in stores}) == 1
             assert any(row.deleted for row in nodes[0].rows().values())
             assert [node.service.session_count for node in nodes] == [0] * replicas
             assert f"Endpoints {nodes[0].endpoint} and {nodes[1].endpoint} are consistent for kv" in messages(updates)
@@ -201,7 +215,7 @@ async def test_repair_makes_replicas_equal_and_moves_exactly_what_differs(tmp_pa
 
 
 async def test_an_equal_pair_costs_one_round_trip_and_leaves_nothing_behind() -> None:
-    one, other = MemoryRowStore(), MemoryRowStore(tree_depth=4)
+    one, other = MemoryRowStore(), MemoryRowStore()
     for store in (one, other):
         store.apply(rows_named(2_000))
     async with cluster(one, other) as (local, peer):
@@ -220,11 +234,11 @@ async def test_an_equal_pair_costs_one_round_trip_and_leaves_nothing_behind() ->
 
 @pytest.mark.parametrize(("local_depth", "peer_depth"), [(1, 5), (5, 1), (3, 3), (2, 4)])
 async def test_a_single_row_is_found_at_any_depths(local_depth: int, peer_depth: int) -> None:
-    one, other = MemoryRowStore(tree_depth=local_depth), MemoryRowStore(tree_depth=peer_depth)
+    one, other = MemoryRowStore(), MemoryRowStore()
     for store in (one, other):
         store.apply(rows_named(500))
     other.apply([Row(b"key77", 2, b"", deleted=True)])
-    async with cluster(one, other) as (local, peer):
+    async with cluster(one, other, depths=(local_depth, peer_depth)) as (local, peer):
         last = (await repaired(local))[-1]
         assert (last.statistics.rows_moved, last.statistics.rows_differing) == (1, 1)
         # Roots, a call for each level below the first, digests, row, close, roots again.
@@ -255,7 +269,7 @@ async def test_an_empty_replica_gets_everything_in_pages(monkeypatch: pytest.Mon
 
 
 async def test_more_differences_than_memory_allows_take_more_passes() -> None:
-    stores: list[Store] = [MemoryRowStore(tree_depth=2), MemoryRowStore(tree_depth=2), MemoryRowStore(tree_depth=2)]
+    stores: list[Store] = [MemoryRowStore(), MemoryRowStore(), MemoryRowStore()]
     for number, store in enumerate(stores):
         store.apply(rows_named(700, start=number * 500))
     async with cluster(*stores, config=RepairConfig(difference_rows_max=50, passes_max=1)) as nodes:
@@ -277,7 +291,7 @@ async def test_repair_of_a_token_range_leaves_the_rest_alone() -> None:
         inside = [row for row in rows if part.contains(row.token)]
         missing = [row for row in inside if row not in rows[400:500]]
         assert updates[-1].statistics.rows_moved == len(missing) > 50
-        assert one.root(part) == other.root(part)
+        assert root_of(one, part) == root_of(other, part)
         assert one.row_count == 500 + len([row for row in inside if row in rows[500:]])
         again = await repaired(nodes[0], part)
         assert again[-1].statistics.round_trips == 1
@@ -373,7 +387,7 @@ async def test_a_peer_that_cannot_be_reached_fails_its_pair_only() -> None:
 @pytest.mark.parametrize("call", ["CompareNodes", "ListRowDigests", "FetchRows", "PushRows"])
 async def test_a_peer_that_fails_in_mid_session_fails_its_pair_only(call: str) -> None:
     """The third replica alone has some of the newest rows; without it the others still become equal."""
-    stores: list[Store] = [MemoryRowStore(tree_depth=3) for _ in range(3)]
+    stores: list[Store] = [MemoryRowStore() for _ in range(3)]
     for number, store in enumerate(stores):
         store.apply(rows_named(300, start=number * 150))
     async with cluster(*stores) as nodes:
@@ -412,7 +426,7 @@ async def test_a_peer_that_hangs_costs_one_deadline() -> None:
 
 async def test_the_own_store_failing_ends_the_repair() -> None:
     class FullStore(MemoryRowStore):
-        def apply(self, rows: Iterable[Row]) -> int:
+        def apply(self, rows: Iterable[Row], *, from_repair: bool = False) -> int:
             raise StoreFullError("no space left")
 
     one, other = FullStore(), MemoryRowStore()
@@ -428,7 +442,7 @@ async def test_the_own_store_failing_ends_the_repair() -> None:
 
 async def test_a_peer_whose_store_is_full_fails_its_pair() -> None:
     class FullStore(MemoryRowStore):
-        def apply(self, rows: Iterable[Row]) -> int:
+        def apply(self, rows: Iterable[Row], *, from_repair: bool = False) -> int:
             raise StoreFullError("no space left")
 
     one, other = MemoryRowStore(), FullStore()
@@ -443,8 +457,9 @@ async def test_a_tree_that_drifted_from_its_rows_is_named_not_repaired_for_ever(
     one, other = MemoryRowStore(), MemoryRowStore()
     for store in (one, other):
         store.apply(rows_named(100))
-    other._tree.record([12_345], [b"\x01" * 16], [1])
     async with cluster(one, other) as (local, peer):
+        await asyncio.to_thread(peer.service._replicas["kv"].open)
+        peer.service._replicas["kv"]._record(Changes.of([12_345], [1], [b"\x01" * 16], [1]))
         updates = await repaired(local)
         assert updates[-1].outcome is RepairOutcome.FAILED
         assert "restart both nodes to rebuild the trees" in messages(updates)
@@ -453,7 +468,7 @@ async def test_a_tree_that_drifted_from_its_rows_is_named_not_repaired_for_ever(
 
 async def test_rows_that_do_not_take_are_named_not_repaired_for_ever() -> None:
     class Forgetful(MemoryRowStore):
-        def apply(self, rows: Iterable[Row]) -> int:
+        def apply(self, rows: Iterable[Row], *, from_repair: bool = False) -> int:
             return 0
 
     one, other = MemoryRowStore(), Forgetful()
@@ -492,18 +507,23 @@ async def test_a_snapshot_that_opens_after_a_cancellation_is_closed() -> None:
     reached, go_on, closed = threading.Event(), threading.Event(), threading.Event()
 
     class Slow(MemoryRowStore):
-        def snapshot(self) -> MemorySnapshot:
+        def read(self, on_open: Callable[[], None] = lambda: None) -> MemoryReader:
+            opens.append(True)
+            if len(opens) == 1:
+                return super().read(on_open)
             reached.set()
             assert go_on.wait(10)
-            snapshot = super().snapshot()
-            close = snapshot.close
+            reader = super().read(on_open)
+            close = reader.close
 
             def noted() -> None:
                 close()
                 closed.set()
 
-            snapshot.close = noted  # type: ignore[method-assign]  # a spy
-            return snapshot
+            reader.close = noted  # type: ignore[method-assign]  # a spy
+            return reader
+
+    opens: list[bool] = []
 
     one, other = Slow(), MemoryRowStore()
     other.apply(rows_named(10))
@@ -561,7 +581,9 @@ async def test_refused_calls_are_logged_once_per_peer_and_reason(caplog: pytest.
         node.service._servicer._refusals = LogLimiter(lambda: now)
         stub = node.stub()
 
-        async def refused(*, code: grpc.StatusCode, keyspace: str = "kv", hash_version: int = 1) -> None:
+        async def refused(
+            *, code: grpc.StatusCode, keyspace: str = "kv", hash_version: int = hashing.HASH_VERSION
+        ) -> None:
             request = roots_request()
             request.keyspace, request.hash_version = keyspace, hash_version
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -638,7 +660,7 @@ async def test_admin_describes_and_repairs() -> None:
         before = await stub.DescribeReplica(admin_pb2.DescribeReplicaRequest(), timeout=5)
         assert (before.keyspace, before.row_count, before.tombstone_count) == ("kv", 100, 0)
         assert (before.replication_factor, sorted(before.replicas)) == (2, sorted(node.endpoint for node in nodes))
-        assert before.root_digest == one.root(FULL).digest
+        assert before.root_digest == root_of(one, FULL).digest
         assert before.stored_bytes > 0
         updates = [update async for update in stub.Repair(admin_pb2.RepairRequest(keyspace="kv"), timeout=20)]
         assert updates[-1].outcome == admin_pb2.REPAIR_OUTCOME_COMPLETED
@@ -648,7 +670,7 @@ async def test_admin_describes_and_repairs() -> None:
         assert updates[-1].statistics.move_bytes > 0
         after = await stub.DescribeReplica(admin_pb2.DescribeReplicaRequest(keyspace="kv"), timeout=5)
         assert after.tombstone_count == 1
-        assert after.root_digest == other.root(FULL).digest
+        assert after.root_digest == root_of(other, FULL).digest
 
 
 @pytest.mark.parametrize(
@@ -708,7 +730,7 @@ def roots_request(**changes: Any) -> pb.CompareRootsRequest:
         "last_token": TOKEN_MAX,
         "root_digest": bytes(16),
         "row_count": 0,
-        "hash_version": 1,
+        "hash_version": hashing.HASH_VERSION,
         "open_session": True,
     }
     return pb.CompareRootsRequest(**{**fields, **changes})
@@ -759,9 +781,9 @@ async def test_hostile_roots(changes: dict[str, Any], code: grpc.StatusCode) -> 
     ],
 )
 async def test_hostile_nodes(level: int, packed: bytes) -> None:
-    store = MemoryRowStore(tree_depth=3)
+    store = MemoryRowStore()
     store.apply(rows_named(10))
-    async with cluster(store) as (node,):
+    async with cluster(store, depths=(3,)) as (node,):
         session = await opened(node, store)
         stub = node.stub()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -954,14 +976,14 @@ class Liar(repair_pb2_grpc.RepairPeerServiceServicer):
      "bad row", "no rows", "acknowledgement"],
 )  # fmt: skip
 async def test_a_lying_peer_fails_its_pair_and_changes_nothing(lie: str) -> None:
-    store = MemoryRowStore(tree_depth=3)
+    store = MemoryRowStore()
     mine = [Row(b"%d" % number, 1, b"mine") for number in range(100)]
     store.apply(mine)
     liar = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     repair_pb2_grpc.add_RepairPeerServiceServicer_to_server(Liar(lie), liar)
     endpoint = f"127.0.0.1:{liar.add_insecure_port('127.0.0.1:0')}"
     await liar.start()
-    async with cluster(store) as (node,):
+    async with cluster(store, depths=(3,)) as (node,):
         node.members.endpoints[:] = [node.endpoint, endpoint]
         updates = await repaired(node)
         assert updates[-1].outcome is RepairOutcome.FAILED

@@ -14,14 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lmdb
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from antientropy import (
     LmdbRowStore,
     MemoryRowStore,
     Row,
+    RowReader,
     RowRefusedError,
     StoreClosedError,
     StoreCorruptError,
@@ -32,8 +35,8 @@ from antientropy import (
     TokenRange,
 )
 from antientropy.core import hashing
-from antientropy.core.merkle import EMPTY_ROOT, HashTree
-from antientropy.core.rows import RowDigests
+from antientropy.core.merkle import HashTree, Root
+from antientropy.core.rows import Changes, RowDigests
 from antientropy.core.tokens import TOKEN_MAX
 from antientropy.limits import LMDB_READERS_MAX
 
@@ -60,28 +63,39 @@ def store(make_store: Callable[[], Store]) -> Store:
     return make_store()
 
 
+def read_rows(reader: RowReader, token_range: TokenRange = FULL) -> list[Row]:
+    """All rows with their values, through the digests."""
+    tokens = RowDigests.concatenate([*reader.digests([token_range])]).tokens
+    return list(reader.rows_at(np.unique(tokens).tolist()))
+
+
 def rows_of(store: Store, token_range: TokenRange = FULL) -> list[Row]:
-    snapshot = store.snapshot()
+    reader = store.read()
     try:
-        return list(snapshot.rows(token_range))
+        return read_rows(reader, token_range)
     finally:
-        snapshot.close()
+        reader.close()
 
 
-def scratch_tree(store: Store) -> HashTree:
-    """A tree made from the rows themselves, hashing them again."""
-    rows = rows_of(store)
-    columns = RowDigests.of([row.token for row in rows], [row.version for row in rows], [row.digest for row in rows])
-    return HashTree.build(columns, store.tree_depth)
+def columns_of(rows: list[Row]) -> RowDigests:
+    return RowDigests.of([row.token for row in rows], [row.version for row in rows], [row.digest for row in rows])
+
+
+def root_of(rows: list[Row]) -> Root:
+    """Hashing them again."""
+    return HashTree.build(columns_of(rows), 1).root
 
 
 def check_consistent(store: Store) -> None:
-    """Tree, counters and rows tell the same."""
-    snapshot = store.snapshot()
-    rows = rows_of(store)
-    assert snapshot.tree.same_as(scratch_tree(store))
-    snapshot.close()
-    assert store.root(FULL) == scratch_tree(store).root
+    """Digests, tombstones, counters and rows tell the same."""
+    reader = store.read()
+    rows = read_rows(reader)
+    digests = RowDigests.concatenate([*reader.digests([FULL])])
+    assert HashTree.build(digests, 1).root == root_of(rows)
+    listed = RowDigests.concatenate([*reader.tombstones(2**64 - 1)])
+    dead = [row for row in rows if row.deleted and row.version < 2**64 - 1]
+    assert HashTree.build(listed, 2).same_as(HashTree.build(columns_of(dead), 2))
+    reader.close()
     assert store.row_count == len(rows)
     assert store.tombstone_count == sum(row.deleted for row in rows)
     assert store.version_max == max([row.version for row in rows], default=0)
@@ -121,7 +135,6 @@ def test_apply_keeps_the_winner_of_each_key_in_any_order(
     for store in (one, other):
         assert {row.key: row for row in rows_of(store)} == winners
         check_consistent(store)
-    assert one.root(FULL) == other.root(FULL)
     one.close()
     other.close()
 
@@ -153,64 +166,166 @@ def test_reads(store: Store) -> None:
     assert store.stored_bytes > 0
 
 
-def test_snapshot_is_one_point_in_time(store: Store) -> None:
+def test_a_reader_is_one_point_in_time(store: Store) -> None:
     store.apply([Row(b"a", 1, b"old"), Row(b"b", 1, b"old")])
-    snapshot = store.snapshot()
-    before = store.root(FULL)
+    reader = store.read()
     store.apply([Row(b"a", 2, b"new"), Row(b"c", 1, b"new")])
-    assert snapshot.tree.root == before
-    assert {row.value for row in snapshot.rows(FULL)} == {b"old"}
-    assert store.root(FULL) != before
-    snapshot.close()
-    snapshot.close()
-    with pytest.raises(StoreClosedError):
-        list(snapshot.rows(FULL))
+    assert {row.value for row in read_rows(reader)} == {b"old"}
+    reader.close()
+    reader.close()
+    for use in (
+        lambda: list(reader.digests([FULL])),
+        lambda: list(reader.rows_at([1])),
+        lambda: list(reader.tombstones(9)),
+    ):
+        with pytest.raises(StoreClosedError):
+            use()
 
 
-def test_snapshot_columns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("memory", "lmdb"):
+def test_changes_are_reported_at_the_right_side_of_a_read(store: Store) -> None:
+    log: list[Changes | None] = []
+    assert store.subscribe(log.append)
+    store.apply([Row(b"a", 1, b"x"), Row(b"b", 1, b"x")])
+    reader = store.read(lambda: log.append(None))
+    store.apply([Row(b"a", 2, b"", deleted=True), Row(b"b", 0, b"older")])
+    store.apply([Row(b"a", 2, b"", deleted=True)])
+    assert [None if changes is None else changes.signs.tolist() for changes in log] == [[1, 1], None, [-1, 1]]
+    last = log[-1]
+    assert last is not None
+    assert last.tokens.tolist() == [Row(b"a", 1, b"").token] * 2
+    assert last.versions.tolist() == [1, 2]
+    assert hashing.digest_bytes(last.digests) == Row(b"a", 1, b"x").digest + Row(b"a", 2, b"", deleted=True).digest
+    assert len(read_rows(reader)) == 2
+    reader.close()
+    store.subscribe(None)
+    store.apply([Row(b"z", 1, b"")])
+    assert len(log) == 3
+
+
+def test_reader_columns(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("memory", "lmdb_reader"):
         monkeypatch.setattr(f"antientropy.stores.{module}.DIGESTS_PER_CHUNK_MAX", 7)
     rows = sorted([Row(b"%d" % number, number, b"") for number in range(60)], key=lambda row: (row.token, row.key))
     store.apply(rows)
-    snapshot = store.snapshot()
+    reader = store.read()
     wanted = [
         TokenRange(0, rows[9].token),
         TokenRange(rows[20].token, rows[20].token),
         TokenRange(rows[30].token, TOKEN_MAX),
     ]
-    parts = list(snapshot.digests(wanted))
+    parts = list(reader.digests(wanted))
     assert all(0 < len(part) <= 7 for part in parts)
     found = RowDigests.concatenate(parts)
     expected = rows[:10] + rows[20:21] + rows[30:]
     assert found.tokens.tolist() == [row.token for row in expected]
     assert found.versions.tolist() == [row.version for row in expected]
     assert hashing.digest_bytes(found.digests) == b"".join(row.digest for row in expected)
-    assert list(snapshot.digests([])) == []
-    assert list(snapshot.rows_at([rows[3].token, rows[5].token])) == [rows[3], rows[5]]
-    snapshot.close()
+    assert list(reader.digests([])) == []
+    assert list(reader.rows_at([rows[3].token, rows[5].token])) == [rows[3], rows[5]]
+    reader.close()
 
 
 def test_keys_that_share_a_token(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hashing, "token_of", lambda key: key[0] % 2)
     rows = [Row(b"%d" % number, 1, b"v%d" % number) for number in range(10)]
     store.apply(rows)
-    snapshot = store.snapshot()
-    assert list(snapshot.rows_at([0])) == rows[0::2]
-    assert len(RowDigests.concatenate(list(snapshot.digests([TokenRange(1, 1)])))) == 5
-    snapshot.close()
+    reader = store.read()
+    assert list(reader.rows_at([0])) == rows[0::2]
+    assert len(RowDigests.concatenate(list(reader.digests([TokenRange(1, 1)])))) == 5
+    reader.close()
     assert store.scan(after_key=b"6") == [rows[8], *rows[1::2]]
     assert store.get(b"3") == rows[3]
     check_consistent(store)
 
 
-def test_root_of_a_range(store: Store) -> None:
-    rows = [Row(b"%d" % number, 1, b"") for number in range(300)]
+def test_tombstones_are_listed_by_version(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("antientropy.stores.lmdb_reader._TURN_ROWS_MAX", 4)
+    store.apply([Row(b"%d" % number, number, b"", deleted=number % 2 == 0) for number in range(40)])
+    store.apply([Row(b"4", 50, b"again"), Row(b"6", 60, b"", deleted=True)])
+    reader = store.read()
+
+    def versions(before: int) -> list[int]:
+        found = RowDigests.concatenate([*reader.tombstones(before)])
+        assert found.tombstones.all()
+        return sorted(found.versions.tolist())
+
+    assert versions(0) == []
+    assert versions(9) == [0, 2, 8]
+    assert versions(2**64 - 1) == [0, 2, *range(8, 40, 2), 60]
+    reader.close()
+
+
+def test_marks(store: Store) -> None:
+    assert store.read_mark("repaired") is None
+    store.write_mark("repaired", b"\0\1")
+    store.write_mark("repaired", b"\0\2")
+    store.write_mark("empty", b"")
+    assert (store.read_mark("repaired"), store.read_mark("empty")) == (b"\0\2", b"")
+    for name, value, reason in (
+        ("", b"", "name"),
+        ("n" * 65, b"", "name"),
+        ("big", bytes(64 * 1024 + 1), "65537 bytes"),
+        ("floors", b"short", "a mark of floors has 2048 bytes"),
+    ):
+        with pytest.raises(StoreError, match=reason):
+            store.write_mark(name, value)
+    assert store.read_mark("big") is None
+
+
+def floors_at(version: int, **buckets: int) -> NDArray[np.uint64]:
+    floors = np.full(256, version, np.uint64)
+    for bucket, other in buckets.items():
+        floors[int(bucket[1:])] = other
+    return floors
+
+
+def test_purge_removes_expired_tombstones_oldest_first(store: Store) -> None:
+    rows = [Row(b"%d" % number, number, b"", deleted=number % 2 == 0) for number in range(100)]
     store.apply(rows)
-    part = TokenRange(TOKEN_MAX // 3, TOKEN_MAX // 2)
-    inside = [row for row in rows if part.contains(row.token)]
-    columns = RowDigests.of([row.token for row in inside], [1] * len(inside), [row.digest for row in inside])
-    assert store.root(part) == HashTree.build(columns).root
-    assert len(inside) > 10
+    log: list[Changes] = []
+    store.subscribe(log.append)
+    assert store.purge(floors_at(40), 5) == 5
+    assert sorted(row.version for row in rows_of(store) if row.deleted)[:2] == [10, 12]
+    assert store.purge(floors_at(40), 100) == 15
+    assert store.purge(floors_at(40), 100) == 0
+    assert store.purge(floors_at(0), 100) == 0
+    assert {row.version for row in rows_of(store)} == {*range(40, 100), *range(1, 40, 2)}
+    assert sorted(Changes.concatenate(log).versions.tolist()) == list(range(0, 40, 2))
+    assert set(Changes.concatenate(log).signs.tolist()) == {-1}
+    check_consistent(store)
+    mark = store.read_mark("floors")
+    assert mark is not None
+    assert np.frombuffer(mark, ">u8").tolist() == [40] * 256, "floors never sink"
+
+
+def test_purge_keeps_to_the_floor_of_each_bucket(store: Store) -> None:
+    rows = [Row(b"%d" % number, 5, b"", deleted=True) for number in range(300)]
+    bucket = rows[0].token >> 56
+    store.apply(rows)
+    inside = [row for row in rows if row.token >> 56 == bucket]
+    assert store.purge(floors_at(0, **{f"b{bucket}": 6}), 1_000) == len(inside)
+    assert len(rows_of(store)) == 300 - len(inside)
+    check_consistent(store)
+
+
+def test_a_row_below_its_floor_is_refused_unless_repair_brings_it_or_it_replaces_one(store: Store) -> None:
+    store.apply([Row(b"known", 3, b"x"), Row(b"gone", 5, b"", deleted=True)])
+    assert store.purge(floors_at(10), 10) == 1
+    assert store.apply([Row(b"gone", 4, b"ghost"), Row(b"new", 9, b"ghost"), Row(b"known", 7, b"y")]) == 1
+    assert store.rows_refused == 2
+    assert store.get(b"gone") is None
+    assert store.apply([Row(b"new", 10, b"at the floor")]) == 1
+    assert store.apply([Row(b"gone", 4, b"x")], from_repair=True) == 1
+    assert store.rows_refused == 2
+    check_consistent(store)
+
+
+def test_keys_that_share_a_token_are_purged_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashing, "token_of", lambda key: 77)
+    store.apply([Row(b"%d" % number, 1, b"", deleted=number == 3) for number in range(6)])
+    assert store.purge(floors_at(2), 10) == 1
+    assert {row.key for row in rows_of(store)} == {b"0", b"1", b"2", b"4", b"5"}
+    check_consistent(store)
 
 
 @pytest.mark.parametrize(
@@ -228,25 +343,17 @@ def test_a_row_beyond_a_limit_refuses_the_batch(store: Store, row: Row, reason: 
     with pytest.raises(RowRefusedError, match=reason):
         store.apply([Row(b"good", 1, b""), row])
     assert rows_of(store) == []
-    assert store.root(FULL) == EMPTY_ROOT
     assert store.apply([Row(b"k" * 503, 2**64 - 1, b"v" * 512 * 1024)]) == 1
-
-
-def test_tree_deepens_while_rows_grow(store: Store) -> None:
-    assert store.tree_depth == 1
-    for start in range(0, 5_000, 500):
-        store.apply([Row(b"%d" % number, 1, b"") for number in range(start, start + 500)])
-    assert store.tree_depth == 3
-    check_consistent(store)
 
 
 def test_threads_write_and_read_at_once(store: Store) -> None:
     def work(worker: int) -> None:
         for number in range(20):
             store.apply([Row(b"%d" % key, worker * 100 + number, b"%d" % worker) for key in range(number, number + 20)])
-            snapshot = store.snapshot()
-            assert snapshot.tree.root.count == len(list(snapshot.rows(FULL)))
-            snapshot.close()
+            reader = store.read()
+            digests = RowDigests.concatenate([*reader.digests([FULL])])
+            assert root_of(read_rows(reader)) == HashTree.build(digests, 1).root
+            reader.close()
             assert store.get(b"%d" % number) is not None
 
     with ThreadPoolExecutor(4) as pool:
@@ -257,13 +364,13 @@ def test_threads_write_and_read_at_once(store: Store) -> None:
 # --- LMDB ---
 
 
-def test_rows_tree_and_counters_come_back(tmp_path: Path) -> None:
+def test_rows_and_counters_come_back(tmp_path: Path) -> None:
     with LmdbRowStore(tmp_path, durable=False) as store:
         store.apply([Row(b"%d" % number, number, b"v") for number in range(1_000)])
         store.apply([Row(b"%d" % number, 5_000 + number, b"", deleted=True) for number in range(10)])
-        root, rows = store.root(FULL), rows_of(store)
-    with LmdbRowStore(tmp_path, durable=False, tree_depth=2) as store:
-        assert (store.root(FULL), store.tree_depth) == (root, 2)
+        rows, state = rows_of(store), store.state_id()
+    with LmdbRowStore(tmp_path, durable=False) as store:
+        assert store.state_id() == state
         assert (store.row_count, store.tombstone_count, store.version_max) == (1_000, 10, 5_009)
         assert rows_of(store) == rows
         check_consistent(store)
@@ -315,29 +422,27 @@ def test_what_was_acknowledged_survives_sigkill(tmp_path: Path, acknowledged_min
 
 
 def test_a_full_map_refuses_the_batch_and_the_store_stays_usable(tmp_path: Path) -> None:
-    with LmdbRowStore(tmp_path, map_bytes_max=256 * 1024, durable=False) as store:
+    with LmdbRowStore(tmp_path, map_bytes_max=512 * 1024, durable=False) as store:
         store.apply([Row(b"small", 1, b"v")])
-        root = store.root(FULL)
         with pytest.raises(StoreFullError, match="map_bytes_max") as caught:
             store.apply([Row(b"%d" % number, 1, b"v" * 10_000) for number in range(100)])
         assert "\n" not in str(caught.value)
-        assert store.root(FULL) == root
+        assert rows_of(store) == [Row(b"small", 1, b"v")]
         assert store.apply([Row(b"small", 2, b"w")]) == 1
         check_consistent(store)
 
 
 LIMITED = """
 import resource, sys
-from antientropy import LmdbRowStore, Row, StoreError, TokenRange
+from antientropy import LmdbRowStore, Row, StoreError
 
 store = LmdbRowStore(sys.argv[1])
 store.apply([Row(b"small", 1, b"v")])
-root = store.root(TokenRange.full())
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 try:
     store.apply([Row(b"%d" % number, 1, b"v" * 10_000) for number in range(100)])
 except StoreError as error:
-    assert store.root(TokenRange.full()) == root
+    assert store.scan() == [Row(b"small", 1, b"v")]
     assert store.apply([Row(b"small", 2, b"w")]) == 1
     print(error)
 """
@@ -357,20 +462,20 @@ def test_a_failed_disk_write_refuses_the_batch_and_the_store_stays_usable(tmp_pa
 
 def test_errors_of_a_full_disk_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """ENOSPC cannot be made without a disk of one's own; the translation is tested on LMDB's error itself."""
-    from antientropy.stores.lmdb import _translated
+    from antientropy.stores.lmdb_files import translated
 
-    with pytest.raises(StoreFullError, match="no space left"), _translated(tmp_path, "write"):
+    with pytest.raises(StoreFullError, match="no space left"), translated(tmp_path, "write"):
         raise lmdb.DiskError("mdb_txn_commit")
-    with pytest.raises(StoreReadOnlyError, match="cannot write"), _translated(tmp_path, "write"):
+    with pytest.raises(StoreReadOnlyError, match="cannot write"), translated(tmp_path, "write"):
         raise lmdb.ReadonlyError("mdb_txn_begin")
-    with pytest.raises(StoreFullError, match="no space left"), _translated(tmp_path, "write"):
+    with pytest.raises(StoreFullError, match="no space left"), translated(tmp_path, "write"):
         raise OSError(28, "No space left on device")
     short_write = lmdb.Error("mdb_txn_commit: Input/output error")
     monkeypatch.setattr(short_write, "code", 5, raising=False)
-    with pytest.raises(StoreError, match="cannot write"), _translated(tmp_path, "write"):
+    with pytest.raises(StoreError, match="cannot write"), translated(tmp_path, "write"):
         raise short_write
-    monkeypatch.setattr("antientropy.stores.lmdb._DISK_BYTES_LEFT_MIN", 2**62)
-    with pytest.raises(StoreFullError, match="no space left"), _translated(tmp_path, "write"):
+    monkeypatch.setattr("antientropy.stores.lmdb_files._DISK_BYTES_LEFT_MIN", 2**62)
+    with pytest.raises(StoreFullError, match="no space left"), translated(tmp_path, "write"):
         raise short_write
 
 
@@ -433,12 +538,12 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "garbage" / "data.mdb").write_bytes(b"garbage " * 2_000)
     with pytest.raises(StoreCorruptError, match="no usable row store"):
         LmdbRowStore(tmp_path / "garbage")
-    with lmdb.open(str(tmp_path / "foreign"), max_dbs=2) as environment, environment.begin(write=True) as transaction:
+    with lmdb.open(str(tmp_path / "foreign"), max_dbs=5) as environment, environment.begin(write=True) as transaction:
         transaction.put(b"not", b"ours")
     with pytest.raises(StoreCorruptError, match="no row store"):
         LmdbRowStore(tmp_path / "foreign")
     LmdbRowStore(tmp_path / "future").close()
-    with lmdb.open(str(tmp_path / "future"), max_dbs=2) as environment:
+    with lmdb.open(str(tmp_path / "future"), max_dbs=5) as environment:
         meta = environment.open_db(b"meta")
         with environment.begin(write=True) as transaction:
             transaction.put(b"format", b"antientropy rows 9", db=meta)
@@ -447,7 +552,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
 
 
 def _overwrite(path: Path, change: Callable[[bytes], bytes]) -> None:
-    with lmdb.open(str(path), max_dbs=2) as environment:
+    with lmdb.open(str(path), max_dbs=5) as environment:
         database = environment.open_db(b"rows")
         with environment.begin(write=True, db=database) as transaction:
             place, stored = next(iter(transaction.cursor()))
@@ -458,19 +563,16 @@ def test_a_row_that_rotted_is_not_spread(tmp_path: Path) -> None:
     with LmdbRowStore(tmp_path) as store:
         store.apply([Row(b"k", 1, b"value")])
     _overwrite(tmp_path, lambda stored: stored[:-1] + b"!")
-    with LmdbRowStore(tmp_path) as store:
-        snapshot = store.snapshot()
-        with pytest.raises(StoreCorruptError, match="does not match its digest"):
-            list(snapshot.rows(FULL))
-        snapshot.close()
+    with LmdbRowStore(tmp_path) as store, pytest.raises(StoreCorruptError, match="does not match its digest"):
+        rows_of(store)
 
 
-def test_a_row_without_a_header_is_refused_at_opening(tmp_path: Path) -> None:
+def test_a_row_without_a_header_is_refused(tmp_path: Path) -> None:
     with LmdbRowStore(tmp_path) as store:
         store.apply([Row(b"k", 1, b"value")])
     _overwrite(tmp_path, lambda stored: stored[:5])
-    with pytest.raises(StoreCorruptError, match="shorter than its header"):
-        LmdbRowStore(tmp_path)
+    with LmdbRowStore(tmp_path) as store, pytest.raises(StoreCorruptError, match="shorter than its header"):
+        rows_of(store)
 
 
 def test_one_owner_at_a_time(tmp_path: Path) -> None:
@@ -481,31 +583,68 @@ def test_one_owner_at_a_time(tmp_path: Path) -> None:
 
 def test_a_closed_store(tmp_path: Path) -> None:
     store = LmdbRowStore(tmp_path)
-    snapshot = store.snapshot()
+    reader = store.read()
     store.close()
     store.close()
-    for use in (store.snapshot, lambda: store.get(b"k"), lambda: store.apply([Row(b"k", 1, b"")]), store.scan):
+    for use in (store.read, lambda: store.get(b"k"), lambda: store.apply([Row(b"k", 1, b"")]), store.scan):
         with pytest.raises(StoreClosedError):
             use()
     with pytest.raises(StoreClosedError):
-        list(snapshot.rows(FULL))
-    snapshot.close()
+        list(reader.digests([FULL]))
+    reader.close()
 
 
-def test_a_snapshot_moves_between_threads(tmp_path: Path) -> None:
+def test_a_reader_moves_between_threads(tmp_path: Path) -> None:
     with LmdbRowStore(tmp_path) as store:
         store.apply([Row(b"%d" % number, 1, b"") for number in range(200)])
-        snapshot = store.snapshot()
-        rows = snapshot.rows(FULL)
+        reader = store.read()
+        rows = reader.rows_at(sorted(Row(b"%d" % number, 1, b"").token for number in range(200)))
         found = [next(rows)]
         thread = threading.Thread(target=lambda: found.extend(rows))
         thread.start()
         thread.join()
         assert len(found) == 200
-        snapshot.close()
+        reader.close()
 
 
 def test_too_many_keys_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("antientropy.stores.lmdb.ROWS_PER_READ_MAX", 2)
     with LmdbRowStore(tmp_path) as store, pytest.raises(StoreError, match="at most 2"):
         store.get_many([b"a", b"b", b"c"])
+
+
+def test_format_1_is_brought_up(tmp_path: Path) -> None:
+    rows = [Row(b"%d" % number, number, b"" if number % 5 == 0 else b"v", number % 5 == 0) for number in range(100)]
+    with LmdbRowStore(tmp_path) as store:
+        store.apply(rows)
+    with lmdb.open(str(tmp_path), max_dbs=5) as environment:
+        meta = environment.open_db(b"meta")
+        databases = [environment.open_db(name) for name in (b"tombstones", b"marks", b"quarantine")]
+        with environment.begin(write=True) as transaction:
+            for database in databases:
+                transaction.drop(database)
+            for key in (b"name", b"version_max"):
+                transaction.delete(key, db=meta)
+            transaction.put(b"format", b"antientropy rows 1", db=meta)
+    for _ in range(2):
+        with LmdbRowStore(tmp_path) as store:
+            assert (store.row_count, store.tombstone_count, store.version_max) == (100, 20, 99)
+            check_consistent(store)
+            state = store.state_id()
+    with LmdbRowStore(tmp_path) as store:
+        assert store.state_id() == state
+        assert store.purge(floors_at(100), 100) == 20
+
+
+def test_a_state_is_never_named_twice(tmp_path: Path) -> None:
+    seen = set()
+    for number in range(3):
+        with LmdbRowStore(tmp_path / "one") as store:
+            store.apply([Row(b"k", number, b"")])
+            seen.add(store.state_id())
+            store.write_mark("m", b"%d" % number)
+            seen.add(store.state_id())
+    with LmdbRowStore(tmp_path / "other") as store:
+        store.apply([Row(b"k", 1, b"")])
+        seen.add(store.state_id())
+    assert len(seen) == 7

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from antientropy.core import hashing
-from antientropy.core.merkle import EMPTY_ROOT, FAN_OUT, HashTree, MaintainedTree, depth_for, differing_leaves
-from antientropy.core.rows import Row, RowDigests
+from antientropy.core.merkle import EMPTY_ROOT, FAN_OUT, HashTree, depth_for, differing_leaves, outgrown
+from antientropy.core.rows import Changes, Row, RowDigests
 from antientropy.core.tokens import TOKEN_MAX, TokenRange, covering, node_range, node_ranges
 
 rows_strategy = st.lists(
@@ -78,37 +79,38 @@ def test_trees_of_unequal_depth_agree_on_the_levels_that_both_have(
         assert (one.node_hashes(level) == other.node_hashes(level)).all()
 
 
-@given(st.lists(st.tuples(st.binary(min_size=1, max_size=1), st.integers(0, 99)), max_size=200), depths)
-def test_an_incremental_tree_equals_one_built_from_scratch(writes: list[tuple[bytes, int]], depth: int) -> None:
-    tree = MaintainedTree(HashTree(depth))
+@given(
+    st.lists(st.tuples(st.binary(min_size=1, max_size=1), st.integers(0, 99)), max_size=200), depths, st.integers(0, 9)
+)
+def test_an_incremental_tree_equals_one_built_from_scratch(
+    writes: list[tuple[bytes, int]], depth: int, epoch: int
+) -> None:
+    tree = HashTree(depth, epoch=epoch)
     rows: dict[bytes, Row] = {}
+    log: list[Changes] = []
     for number, (key, version) in enumerate(writes):
         new, old = Row(key, version, b"%d" % number), rows.get(key)
         if old is not None:
-            tree.record([old.token], [old.digest], [-1])
-        tree.record([new.token], [new.digest], [1])
+            log.append(Changes.went(columns([old])))
+        log.append(Changes.came(columns([new])))
         rows[key] = new
         if number % 17 == 0:
-            tree.folded()
-    assert tree.folded().same_as(HashTree.build(columns(list(rows.values())), depth))
-    assert tree.pending_count == 0
+            fold(tree, Changes.concatenate(log))
+            log = []
+    fold(tree, Changes.concatenate(log))
+    assert tree.same_as(HashTree.build(columns(list(rows.values())), depth, epoch=epoch))
+
+
+def fold(tree: HashTree, changes: Changes) -> None:
+    tree.fold(changes.tokens, changes.digests, changes.signs)
 
 
 def test_emptied_tree_is_an_empty_tree() -> None:
-    row = Row(b"k", 1, b"v")
-    tree = MaintainedTree(HashTree(3))
-    tree.record([row.token, row.token], [row.digest, row.digest], [1, -1])
-    assert tree.folded().root == EMPTY_ROOT
-    assert tree.folded().same_as(HashTree(3))
-
-
-def test_pending_changes_are_folded_in_before_they_become_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antientropy.core.merkle.PENDING_CHANGES_MAX", 3)
-    tree = MaintainedTree(HashTree(1))
-    row = Row(b"k", 1, b"v")
-    for expected in (1, 2, 0):
-        tree.record([row.token], [row.digest], [1])
-        assert tree.pending_count == expected
+    rows = columns([Row(b"k", 1, b"v")])
+    tree = HashTree(3)
+    fold(tree, Changes.concatenate([Changes.came(rows), Changes.went(rows)]))
+    assert tree.root == EMPTY_ROOT
+    assert tree.same_as(HashTree(3))
 
 
 @given(rows_strategy, depths, st.integers(0, TOKEN_MAX), st.integers(0, TOKEN_MAX))
@@ -121,6 +123,7 @@ def test_a_tree_restricted_to_a_range_is_the_tree_of_its_rows(
     edge_rows = ordered([row for row in rows if any(part.contains(row.token) for part in edges)])
     expected = HashTree.build(columns([row for row in rows if token_range.contains(row.token)]), depth)
     assert tree.restricted(token_range, edge_rows).same_as(expected)
+    assert tree.root_of(token_range, edge_rows) == expected.root
     assert len(edges) <= 2
 
 
@@ -148,12 +151,12 @@ def test_a_copy_does_not_follow_its_source() -> None:
     row = Row(b"k", 1, b"v")
     tree.fold(*_change(row))
     assert copy.root == EMPTY_ROOT
-    assert tree.root.digest == row.digest
+    assert tree.root.digest == hashing.digest_bytes(hashing.epoch_digests(columns([row]).digests, 0))
 
 
 def _change(row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     one = columns([row])
-    return one.tokens, one.digests, np.ones(1, np.int64)
+    return one.tokens, one.digests, np.ones(1, np.int8)
 
 
 def test_rows_that_cancel_in_the_digest_are_seen_by_the_count() -> None:
@@ -182,8 +185,8 @@ def test_depth_grows_with_rows_up_to_five() -> None:
     assert [depth_for(count) for count in (0, 32, 33, 512, 513, 8_192, 131_072, 131_073, 10**9)] == [
         1, 1, 2, 2, 3, 3, 4, 5, 5,
     ]  # fmt: skip
-    assert [MaintainedTree(HashTree(depth)).outgrown(10**9) for depth in (1, 4, 5)] == [True, True, False]
-    assert not MaintainedTree(HashTree(2)).outgrown(16 * 256)
+    assert [outgrown(depth, 10**9) for depth in (1, 4, 5)] == [True, True, False]
+    assert not outgrown(2, 16 * 256)
 
 
 @pytest.mark.parametrize("depth", [0, 6, -1])
@@ -267,3 +270,40 @@ def test_digest_columns_round_trip_and_keep_their_order(digests: list[bytes]) ->
     assert sorted(range(len(digests)), key=lambda at: digests[at]) == sorted(
         range(len(digests)), key=as_numbers.__getitem__
     )
+
+
+def random_digests(count: int) -> NDArray[np.uint64]:
+    return np.random.default_rng(5).integers(0, 2**64, (count, 2), dtype=np.uint64)
+
+
+def test_epoch_digests_are_a_bijection_that_is_not_linear() -> None:
+    digests = random_digests(20_000)
+    one, other = hashing.epoch_digests(digests, 1), hashing.epoch_digests(digests, 2)
+    assert len(np.unique(one[:, 0])) == len(np.unique(one[:, 1])) == 20_000
+    assert not (one == other).any()
+    assert not (one == digests).any()
+    change = np.array([1, 0], np.uint64)
+    delta = hashing.epoch_digests(digests ^ change, 1) ^ one
+    assert len(np.unique(delta[:, 0])) == len(np.unique(delta[:, 1])) == 20_000
+    flips = np.unpackbits(delta.view(np.uint8)).mean()
+    assert 0.49 < flips < 0.51, "one bit changes half of them"
+    assert hashing.epoch_digests(digests[:0], 3).shape == (0, 2)
+
+
+def test_sets_that_collide_under_one_epoch_differ_under_another() -> None:
+    """Method: with 8 bits left, pairs of rows that collide under epoch 1 are found by search."""
+    digests = random_digests(2_000)
+
+    def sums(epoch: int, rows: NDArray[np.int64]) -> list[int]:
+        found: list[int] = np.bitwise_xor.reduce(hashing.epoch_digests(digests[rows], epoch), axis=0).tolist()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hashing, "EPOCH_DIGEST_MASK", (0xFF, 0))
+        first = np.array([0, 1])
+        wanted = sums(1, first)
+        pairs = [np.array([2, at]) for at in range(3, 2_000)]
+        colliding = [pair for pair in pairs if sums(1, pair) == wanted]
+        assert 2 <= len(colliding) <= 30
+        assert sum(sums(2, pair) == sums(2, first) for pair in colliding) <= 2
+    assert all(sums(1, pair) != sums(1, first) for pair in colliding)

@@ -1,9 +1,9 @@
 """The hash tree over tokens: flat numpy levels with a fan-out of 16, kept up to date on write.
 
 Level L has 16**L nodes; node i of it covers the tokens whose first 4 * L bits are i, whatever the depth of the tree, so
-trees of different depth compare down to the shallower one. A node holds the XOR of its rows' 128-bit digests (in two
-uint64 columns) and their number. XOR is its own inverse, so replacing a row is: put the old digest in again with count
--1, and the new one with count +1.
+trees of different depth compare down to the shallower one. A node holds the XOR of its rows' 128-bit digests under the
+tree's seed epoch (in two uint64 columns) and their number. XOR is its own inverse, so replacing a row is: put the old
+digest in again with count -1, and the new one with count +1.
 
 Cassandra's tree (utils/MerkleTree.java) is binary, built by a full scan for each repair, and compares nothing but
 leaves of several rows; this one is never rebuilt for a repair, and its leaves are compared row by row.
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from antientropy.core import hashing
 from antientropy.core.rows import RowDigests
-from antientropy.core.tokens import TokenRange, covering, node_range, nodes_of
-from antientropy.limits import PENDING_CHANGES_MAX, TREE_DEPTH_MAX
+from antientropy.core.tokens import TokenRange, covering, edges_of, nodes_of
+from antientropy.limits import TREE_DEPTH_MAX
 
 FAN_OUT: Final = 16
 #: A tree is built with at most this many rows a leaf on average ...
@@ -38,6 +38,11 @@ class Root:
 
 
 EMPTY_ROOT: Final = Root(hashing.EMPTY_DIGEST, 0)
+
+
+def root_from(high: int, low: int, count: int) -> Root:
+    """A root from the halves of its digest."""
+    return Root(high.to_bytes(8, "big") + low.to_bytes(8, "big"), count)
 
 
 def depth_for(row_count: int) -> int:
@@ -66,6 +71,13 @@ class Level:
         """An independent copy."""
         return Level(self.high.copy(), self.low.copy(), self.counts.copy())
 
+    def cut(self, where: slice) -> Level:
+        """An independent copy of some nodes, the others empty; memory is taken for those only."""
+        size = len(self.counts)
+        level = Level(np.zeros(size, np.uint64), np.zeros(size, np.uint64), np.zeros(size, np.int64))
+        level.high[where], level.low[where], level.counts[where] = self.high[where], self.low[where], self.counts[where]
+        return level
+
     def clear(self, where: slice) -> None:
         """Forget some nodes."""
         for column in (self.high, self.low, self.counts):
@@ -79,28 +91,30 @@ class HashTree:
         ValueError: ``depth`` is not 1 to 5.
     """
 
-    def __init__(self, depth: int, levels: list[Level] | None = None) -> None:
+    def __init__(self, depth: int, levels: list[Level] | None = None, *, epoch: int = 0) -> None:
         if not 1 <= depth <= TREE_DEPTH_MAX:
             raise ValueError(f"tree depth {depth}: allowed is 1 to {TREE_DEPTH_MAX}")
         self.depth: Final = depth
+        self.epoch: Final = epoch
         self.levels = [Level.empty(level) for level in range(depth + 1)] if levels is None else levels
 
     @classmethod
-    def build(cls, rows: RowDigests, depth: int | None = None) -> HashTree:
+    def build(cls, rows: RowDigests, depth: int | None = None, *, epoch: int = 0) -> HashTree:
         """The tree of some rows, in any order; its depth by their number unless given."""
-        tree = cls(depth_for(len(rows)) if depth is None else depth)
-        tree.fold(rows.tokens, rows.digests, np.ones(len(rows), np.int64))
+        tree = cls(depth_for(len(rows)) if depth is None else depth, epoch=epoch)
+        tree.fold(rows.tokens, rows.digests, np.ones(len(rows), np.int8))
         return tree
 
-    def fold(self, tokens: NDArray[np.uint64], digests: NDArray[np.uint64], counts: NDArray[np.int64]) -> None:
-        """Take changes in: digests of shape (n, 2), counts +1 for a row that came and -1 for one that went.
+    def fold(self, tokens: NDArray[np.uint64], digests: NDArray[np.uint64], signs: NDArray[np.int8]) -> None:
+        """Take changes in: stored digests of shape (n, 2), signs +1 for a row that came and -1 for one that went.
 
         Sorting once and reducing runs of equal nodes from level to level is twice as fast as ``bitwise_xor.at`` on
         each level (1,000,000 rows: 0.18 s against 0.32 s, of which the sort takes 0.1 s).
         """
         if not len(tokens):
             return
-        high, low = digests[:, 0], digests[:, 1]
+        mixed = hashing.epoch_digests(digests, self.epoch)
+        high, low, counts = mixed[:, 0], mixed[:, 1], signs.astype(np.int64)
         nodes = nodes_of(tokens, self.depth)
         if len(nodes) > 1 and bool((nodes[1:] < nodes[:-1]).any()):
             order = np.argsort(nodes, kind="stable")
@@ -119,13 +133,13 @@ class HashTree:
 
     def copy(self) -> HashTree:
         """An independent copy: the tree of a snapshot."""
-        return HashTree(self.depth, [level.copy() for level in self.levels])
+        return HashTree(self.depth, [level.copy() for level in self.levels], epoch=self.epoch)
 
     @property
     def root(self) -> Root:
         """The whole tree in 16 bytes and a count."""
         top = self.levels[0]
-        return Root(int(top.high[0]).to_bytes(8, "big") + int(top.low[0]).to_bytes(8, "big"), int(top.counts[0]))
+        return root_from(int(top.high[0]), int(top.low[0]), int(top.counts[0]))
 
     def node_hashes(self, level: int, indices: NDArray[np.uint32] | None = None) -> NDArray[np.uint64]:
         """8-byte hashes of some nodes of a level, or of all of them."""
@@ -152,41 +166,61 @@ class HashTree:
 
     def edges(self, token_range: TokenRange) -> list[TokenRange]:
         """The parts of a range that cover a leaf only in part, at most two: :meth:`restricted` asks for their rows."""
-        found = []
-        for leaf in sorted(set(covering(token_range, self.depth))):
-            whole = node_range(self.depth, leaf)
-            part = whole.intersection(token_range)
-            if part is not None and part != whole:
-                found.append(part)
-        return found
+        return edges_of(token_range, self.depth)
 
-    def restricted(self, token_range: TokenRange, edge_rows: RowDigests) -> HashTree:
-        """The tree of the rows of a range only. A range need not be aligned to leaves.
+    def cut(self, token_range: TokenRange) -> HashTree:
+        """An independent copy of the nodes that cover a range; all others are empty and take no memory yet.
 
-        ``edge_rows`` are all rows in :meth:`edges` of the range: leaves that the range covers only in part are made
-        anew from them. The full range gives the tree itself.
+        Nodes that a range covers only in part still hold all of their rows: :meth:`trim` is the second step. Two steps,
+        because this one must happen while nothing changes, and the second one reads rows.
         """
         if token_range.is_full:
-            return self
-        tree = self.copy()
-        for level, at in enumerate(tree.levels):
+            return self.copy()
+        levels = []
+        for level, at in enumerate(self.levels):
             first, last = covering(token_range, level)
-            at.clear(slice(0, first))
-            at.clear(slice(last + 1, None))
-        partial = sorted({covering(part, self.depth)[0] for part in self.edges(token_range)})
-        for leaf in partial:
-            tree.levels[self.depth].clear(slice(leaf, leaf + 1))
-        edge_tree = HashTree(self.depth)
-        edge_tree.fold(edge_rows.tokens, edge_rows.digests, np.ones(len(edge_rows), np.int64))
-        mine, theirs = tree.levels[self.depth], edge_tree.levels[self.depth]
-        for leaf in partial:
-            mine.high[leaf], mine.low[leaf], mine.counts[leaf] = (
-                theirs.high[leaf],
-                theirs.low[leaf],
-                theirs.counts[leaf],
-            )
-        _recompute_above(tree.levels, covering(token_range, self.depth))
+            levels.append(at.cut(slice(first, last + 1)))
+        return HashTree(self.depth, levels, epoch=self.epoch)
+
+    def trim(self, token_range: TokenRange, edge_rows: RowDigests) -> None:
+        """Make a :meth:`cut` the tree of the rows of its range only. A range need not be aligned to leaves.
+
+        ``edge_rows`` are all rows in :meth:`edges` of the range: leaves that the range covers only in part are made
+        anew from them.
+        """
+        if token_range.is_full:
+            return
+        leaves = self.levels[self.depth]
+        for part in self.edges(token_range):
+            leaf = covering(part, self.depth)[0]
+            leaves.clear(slice(leaf, leaf + 1))
+        mixed = hashing.epoch_digests(edge_rows.digests, self.epoch)
+        nodes = nodes_of(edge_rows.tokens, self.depth)
+        np.bitwise_xor.at(leaves.high, nodes, mixed[:, 0])
+        np.bitwise_xor.at(leaves.low, nodes, mixed[:, 1])
+        np.add.at(leaves.counts, nodes, 1)
+        _recompute_above(self.levels, covering(token_range, self.depth))
+
+    def restricted(self, token_range: TokenRange, edge_rows: RowDigests) -> HashTree:
+        """The tree of the rows of a range only: :meth:`cut` and :meth:`trim`. The full range gives the tree itself."""
+        if token_range.is_full:
+            return self
+        tree = self.cut(token_range)
+        tree.trim(token_range, edge_rows)
         return tree
+
+    def root_of(self, token_range: TokenRange, edge_rows: RowDigests) -> Root:
+        """The root of :meth:`restricted`, without making that tree: nothing is copied."""
+        if token_range.is_full:
+            return self.root
+        leaves = self.levels[self.depth]
+        first, last = covering(token_range, self.depth)
+        partial = [covering(part, self.depth)[0] for part in self.edges(token_range)]
+        whole = slice(first + (first in partial), max(first, last + (last not in partial)))
+        mixed = hashing.epoch_digests(edge_rows.digests, self.epoch)
+        high = np.bitwise_xor.reduce(leaves.high[whole]) ^ np.bitwise_xor.reduce(mixed[:, 0])
+        low = np.bitwise_xor.reduce(leaves.low[whole]) ^ np.bitwise_xor.reduce(mixed[:, 1])
+        return root_from(int(high), int(low), int(leaves.counts[whole].sum()) + len(edge_rows))
 
     def same_as(self, other: HashTree) -> bool:
         """Whether every node that both trees have is the same, not only the roots."""
@@ -228,44 +262,6 @@ def differing_leaves(one: HashTree, other: HashTree) -> tuple[int, NDArray[np.ui
     return level_last, indices
 
 
-class MaintainedTree:
-    """A tree and the log of changes that it has not yet taken in. Not thread-safe: the store holds its write lock."""
-
-    def __init__(self, tree: HashTree) -> None:
-        self._tree = tree
-        self._tokens: list[int] = []
-        self._digests: list[bytes] = []
-        self._counts: list[int] = []
-
-    @property
-    def depth(self) -> int:
-        """Levels below the root."""
-        return self._tree.depth
-
-    @property
-    def pending_count(self) -> int:
-        """Changes that wait to be folded in."""
-        return len(self._tokens)
-
-    def record(self, tokens: list[int], digests: list[bytes], counts: list[int]) -> None:
-        """Append changes that are durable; folds them in when many wait."""
-        self._tokens += tokens
-        self._digests += digests
-        self._counts += counts
-        if len(self._tokens) >= PENDING_CHANGES_MAX:
-            self.folded()
-
-    def folded(self) -> HashTree:
-        """The tree with every change taken in; valid until the next change, copy it to keep it."""
-        if self._tokens:
-            self._tree.fold(
-                np.array(self._tokens, np.uint64),
-                hashing.digest_columns(b"".join(self._digests)),
-                np.array(self._counts, np.int64),
-            )
-            self._tokens, self._digests, self._counts = [], [], []
-        return self._tree
-
-    def outgrown(self, row_count: int) -> bool:
-        """Whether so many rows deserve a deeper tree. Building one takes the rows, so the store does it."""
-        return self.depth < TREE_DEPTH_MAX and row_count > _ROWS_PER_LEAF_MAX * FAN_OUT**self.depth
+def outgrown(depth: int, row_count: int) -> bool:
+    """Whether so many rows deserve a deeper tree than one of ``depth``. Building it takes the rows."""
+    return depth < TREE_DEPTH_MAX and row_count > _ROWS_PER_LEAF_MAX * FAN_OUT**depth

@@ -81,3 +81,64 @@ class RowDigests:
     def take(self, where: NDArray[np.bool_] | NDArray[np.int64] | slice) -> RowDigests:
         """Some of the rows."""
         return RowDigests(self.tokens[where], self.versions[where], self.digests[where])
+
+    @property
+    def tombstones(self) -> NDArray[np.bool_]:
+        """Which rows are tombstones: the first bit of their digests."""
+        flags: NDArray[np.bool_] = (self.digests[:, 0] >> np.uint64(63)) != 0
+        return flags
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Changes:
+    """What writes did to a set of rows, as columns of length n: a replaced row is one that went and one that came.
+
+    Changes commute: whoever takes them in may do so in any order and in any pieces.
+    """
+
+    tokens: NDArray[np.uint64]
+    versions: NDArray[np.uint64]
+    digests: NDArray[np.uint64]
+    """Shape (n, 2)."""
+    signs: NDArray[np.int8]
+    """+1 came, -1 went."""
+
+    def __len__(self) -> int:
+        """The number of rows that came or went."""
+        return len(self.tokens)
+
+    @classmethod
+    def of(
+        cls, tokens: Sequence[int], versions: Sequence[int], digests: Sequence[bytes], signs: Sequence[int]
+    ) -> Changes:
+        """From Python values."""
+        return cls(
+            np.array(tokens, np.uint64),
+            np.array(versions, np.uint64),
+            hashing.digest_columns(b"".join(digests)),
+            np.array(signs, np.int8),
+        )
+
+    @classmethod
+    def came(cls, rows: RowDigests) -> Changes:
+        """Rows that came."""
+        return cls(rows.tokens, rows.versions, rows.digests, np.ones(len(rows), np.int8))
+
+    @classmethod
+    def went(cls, rows: RowDigests) -> Changes:
+        """Rows that went."""
+        return cls(rows.tokens, rows.versions, rows.digests, np.full(len(rows), -1, np.int8))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Changes]) -> Changes:
+        """All changes of the parts."""
+        if not parts:
+            return cls.came(RowDigests.empty())
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.versions for part in parts]),
+            np.concatenate([part.digests for part in parts]),
+            np.concatenate([part.signs for part in parts]),
+        )

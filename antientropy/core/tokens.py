@@ -17,6 +17,10 @@ TOKEN_BITS: Final = 64
 TOKEN_MAX: Final = 2**TOKEN_BITS - 1
 #: Bits of the token that one level of the tree takes: a fan-out of 16.
 LEVEL_BITS: Final = 4
+#: A bucket is a node of this level: the unit of kept sketches, of progress and of what is known about a range.
+BUCKET_LEVEL: Final = 2
+BUCKET_BITS: Final = LEVEL_BITS * BUCKET_LEVEL
+BUCKETS: Final = 1 << BUCKET_BITS
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -48,6 +52,11 @@ class TokenRange:
         """Whether ``token`` belongs to the range."""
         return self.first <= token <= self.last
 
+    def holds(self, tokens: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which of some tokens belong to the range."""
+        found: NDArray[np.bool_] = (tokens >= np.uint64(self.first)) & (tokens <= np.uint64(self.last))
+        return found
+
     def intersection(self, other: TokenRange) -> TokenRange | None:
         """The tokens in both, or None."""
         first, last = max(self.first, other.first), min(self.last, other.last)
@@ -67,6 +76,17 @@ def covering(token_range: TokenRange, level: int) -> tuple[int, int]:
     """First and last node of ``level`` that have a token in the range: the tree-aligned cover of it."""
     shift = TOKEN_BITS - LEVEL_BITS * level
     return token_range.first >> shift, token_range.last >> shift
+
+
+def edges_of(token_range: TokenRange, level: int) -> list[TokenRange]:
+    """The parts of a range that cover a node of a level only in part, at most two."""
+    found = []
+    for node in sorted(set(covering(token_range, level))):
+        whole = node_range(level, node)
+        part = whole.intersection(token_range)
+        if part is not None and part != whole:
+            found.append(part)
+    return found
 
 
 def node_ranges(level: int, indices: NDArray[np.uint32], within: TokenRange) -> list[TokenRange]:
@@ -94,3 +114,8 @@ def nodes_of(tokens: NDArray[np.uint64], level: int) -> NDArray[np.int64]:
     if level == 0:
         return np.zeros(len(tokens), np.int64)
     return (tokens >> np.uint64(TOKEN_BITS - LEVEL_BITS * level)).astype(np.int64)
+
+
+def bucket_of(tokens: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """The bucket above each token, 0 to 255. Shape (n,)."""
+    return nodes_of(tokens, BUCKET_LEVEL)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from antientropy.core import floors as purge_floors
 from antientropy.core import hashing
-from antientropy.core.merkle import HashTree, MaintainedTree, Root
-from antientropy.core.rows import Row, RowDigests
+from antientropy.core.rows import Changes, Row, RowDigests
 from antientropy.core.tokens import TokenRange
-from antientropy.errors import StoreClosedError
+from antientropy.errors import StoreClosedError, StoreError
 from antientropy.limits import DIGESTS_PER_CHUNK_MAX, ROWS_PER_READ_MAX
-from antientropy.store import check_row
+from antientropy.store import Listener, check_mark, check_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +32,56 @@ class _Stored:
         return self.token, self.row.key
 
 
-class MemoryRowStore:
-    """Rows in a dictionary, with a hash tree kept up to date. Thread-safe.
+class _View:
+    """The rows at one point in time; all readers of that point share it. Made when somebody reads, not before."""
 
-    A snapshot copies the dictionary (not the rows), so it costs time by the number of rows.
+    def __init__(self, rows: dict[bytes, _Stored]) -> None:
+        self._rows = rows
+        self._ordered: list[_Stored] | None = None
+        self._lock = threading.Lock()
+
+    def ordered(self) -> list[_Stored]:
+        """All rows in the order of tokens and keys."""
+        with self._lock:
+            if self._ordered is None:
+                self._ordered = sorted(self._rows.values(), key=lambda stored: stored.place)
+            return self._ordered
+
+    def between(self, token_range: TokenRange) -> list[_Stored]:
+        """The rows of a range."""
+        rows = self.ordered()
+        first = bisect_left(rows, (token_range.first, b""), key=lambda stored: stored.place)
+        last = bisect_left(rows, (token_range.last + 1, b""), key=lambda stored: stored.place)
+        return rows[first:last]
+
+    def tombstones(self, before_version: int) -> list[_Stored]:
+        """Tombstones with a lesser version, oldest first."""
+        found = [one for one in self._rows.values() if one.row.deleted and one.row.version < before_version]
+        return sorted(found, key=lambda stored: (stored.row.version, stored.place))
+
+
+class MemoryRowStore:
+    """Rows in a dictionary. Thread-safe; keeps the contract of :class:`~antientropy.store.RowStore`.
+
+    The first write after a read copies the dictionary (not the rows), so it costs time by the number of rows. Nothing
+    is ever slow here, so rows of a repair are applied like any others.
     """
 
-    def __init__(self, *, tree_depth: int | None = None) -> None:
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
         self._rows: dict[bytes, _Stored] = {}
-        self._tree_depth = tree_depth
-        self._tree = MaintainedTree(HashTree(1 if tree_depth is None else tree_depth))
+        self._view: _View | None = None
+        self._marks: dict[str, bytes] = {}
+        self._floors = purge_floors.no_floors().tolist()
+        self._listener: Listener | None = None
         self._tombstones = 0
         self._bytes = 0
         self._version_max = 0
+        self._refused = 0
 
-    def apply(self, rows: Iterable[Row]) -> int:
+    # --- writing ---
+
+    def apply(self, rows: Iterable[Row], *, from_repair: bool = False) -> int:
         """See :class:`~antientropy.store.RowStore`.
 
         Raises:
@@ -57,39 +92,94 @@ class MemoryRowStore:
             check_row(row)
             arrived.append(_Stored(row, row.token, row.digest))
         with self._lock:
-            applied = sum([self._put(stored) for stored in arrived])
-            if self._tree_depth is None and self._tree.outgrown(len(self._rows)):
-                self._tree = MaintainedTree(HashTree.build(_columns(list(self._rows.values()))))
+            log: list[tuple[_Stored, int]] = []
+            applied = sum([self._put(stored, log, checked=not from_repair) for stored in arrived])
+            self._report(log)
         return applied
 
-    def _put(self, stored: _Stored) -> bool:
+    def _put(self, stored: _Stored, log: list[tuple[_Stored, int]], *, checked: bool) -> bool:
         old = self._rows.get(stored.row.key)
-        if old is not None:
-            if (stored.row.version, stored.digest) <= (old.row.version, old.digest):
+        if old is None:
+            if checked and purge_floors.is_below(stored.token, stored.row.version, self._floors):
+                self._refused += 1
                 return False
-            self._tree.record([stored.token], [old.digest], [-1])
-            self._tombstones -= old.row.deleted
-            self._bytes -= len(old.row.key) + len(old.row.value)
-        self._tree.record([stored.token], [stored.digest], [1])
-        self._tombstones += stored.row.deleted
-        self._bytes += len(stored.row.key) + len(stored.row.value)
+        elif (stored.row.version, stored.digest) <= (old.row.version, old.digest):
+            return False
+        else:
+            self._remove(old, log)
+        self._own_rows()[stored.row.key] = stored
+        self._count(stored, 1)
         self._version_max = max(self._version_max, stored.row.version)
-        self._rows[stored.row.key] = stored
+        log.append((stored, 1))
         return True
 
-    def snapshot(self) -> MemorySnapshot:
-        """Tree and rows at one point in time."""
-        with self._lock:
-            return MemorySnapshot(self._tree.folded().copy(), list(self._rows.values()))
+    def _remove(self, stored: _Stored, log: list[tuple[_Stored, int]]) -> None:
+        del self._own_rows()[stored.row.key]
+        self._count(stored, -1)
+        log.append((stored, -1))
 
-    def root(self, token_range: TokenRange) -> Root:
-        """XOR of the digests of all rows of a range, and their number."""
-        if token_range.is_full:
-            with self._lock:
-                return self._tree.folded().root
-        snapshot = self.snapshot()
-        tree = snapshot.tree
-        return tree.restricted(token_range, RowDigests.concatenate([*snapshot.digests(tree.edges(token_range))])).root
+    def _own_rows(self) -> dict[bytes, _Stored]:
+        """The dictionary, after it has been left to its readers."""
+        if self._view is not None:
+            self._rows, self._view = dict(self._rows), None
+        return self._rows
+
+    def _count(self, stored: _Stored, sign: int) -> None:
+        self._tombstones += sign * stored.row.deleted
+        self._bytes += sign * (len(stored.row.key) + len(stored.row.value))
+
+    def _report(self, log: list[tuple[_Stored, int]]) -> None:
+        if log and self._listener is not None:
+            rows = _columns([stored for stored, _ in log])
+            signs = np.array([sign for _, sign in log], np.int8)
+            self._listener(Changes(rows.tokens, rows.versions, rows.digests, signs))
+
+    def purge(self, floors: NDArray[np.uint64], rows_max: int) -> int:
+        """See :class:`~antientropy.store.RowStore`."""
+        with self._lock:
+            raised = np.maximum(purge_floors.check_floors(floors), np.array(self._floors, np.uint64))
+            self._marks[purge_floors.FLOORS_MARK] = purge_floors.encode_floors(raised)
+            self._floors = raised.tolist()
+            old = _View(self._rows).tombstones(max(self._floors))
+            gone = [one for one in old if purge_floors.row_expired(one.row, self._floors)][: max(0, rows_max)]
+            log: list[tuple[_Stored, int]] = []
+            for stored in gone:
+                self._remove(stored, log)
+            self._report(log)
+        return len(gone)
+
+    def read_mark(self, name: str) -> bytes | None:
+        """See :class:`~antientropy.store.RowStore`."""
+        with self._lock:
+            return self._marks.get(name)
+
+    def write_mark(self, name: str, value: bytes) -> None:
+        """See :class:`~antientropy.store.RowStore`."""
+        check_mark(name, value)
+        with self._lock:
+            if name == purge_floors.FLOORS_MARK:
+                self._floors = _floors_of(value).tolist()
+            self._marks[name] = bytes(value)
+
+    def subscribe(self, listener: Listener | None) -> bool:
+        """See :class:`~antientropy.store.RowStore`."""
+        with self._lock:
+            self._listener = listener
+        return True
+
+    def state_id(self) -> bytes | None:
+        """None: there is no durable content."""
+        return None
+
+    # --- reading ---
+
+    def read(self, on_open: Callable[[], None] = lambda: None) -> MemoryReader:
+        """See :class:`~antientropy.store.RowStore`."""
+        with self._lock:
+            if self._view is None:
+                self._view = _View(self._rows)
+            on_open()
+            return MemoryReader(self._view)
 
     def get(self, key: bytes) -> Row | None:
         """The row of a key, a tombstone included; None if there never was one."""
@@ -109,11 +199,13 @@ class MemoryRowStore:
         """Up to ``limit`` rows of a range in token order, tombstones included; ``after_key``: those behind that key."""
         after = None if after_key is None else (hashing.token_of(after_key), after_key)
         found: list[Row] = []
-        for row in self.snapshot().rows(TokenRange.full() if token_range is None else token_range):
+        with self._lock:
+            view = self._view = self._view or _View(self._rows)
+        for stored in view.between(TokenRange.full() if token_range is None else token_range):
             if len(found) >= limit:
                 break
-            if after is None or (row.token, row.key) > after:
-                found.append(row)
+            if after is None or stored.place > after:
+                found.append(stored.row)
         return found
 
     @property
@@ -132,64 +224,60 @@ class MemoryRowStore:
         return self._bytes
 
     @property
+    def rows_refused(self) -> int:
+        """Rows that were not applied because they lay below a purge floor."""
+        return self._refused
+
+    @property
     def version_max(self) -> int:
         """The greatest version ever stored; 0 when empty."""
         return self._version_max
-
-    @property
-    def tree_depth(self) -> int:
-        """Levels of the tree below its root."""
-        return self._tree.depth
 
     def close(self) -> None:
         """Nothing to give back."""
 
 
-class MemorySnapshot:
-    """See :class:`~antientropy.store.StoreSnapshot`."""
+class MemoryReader:
+    """See :class:`~antientropy.store.RowReader`."""
 
-    def __init__(self, tree: HashTree, rows: list[_Stored]) -> None:
-        self._tree = tree
-        self._unordered = rows
-        self._ordered: list[_Stored] | None = None
-        self._closed = False
-
-    @property
-    def tree(self) -> HashTree:
-        """The tree of exactly the rows of this snapshot."""
-        return self._tree
+    def __init__(self, view: _View) -> None:
+        self._view: _View | None = view
 
     def digests(self, ranges: Sequence[TokenRange]) -> Iterator[RowDigests]:
         """Digests of all rows of some ranges, in token order."""
         for token_range in ranges:
-            rows = self._between(token_range)
-            for start in range(0, len(rows), DIGESTS_PER_CHUNK_MAX):
-                yield _columns(rows[start : start + DIGESTS_PER_CHUNK_MAX])
+            yield from _chunks(self._open().between(token_range))
 
     def rows_at(self, tokens: Sequence[int]) -> Iterator[Row]:
         """The rows at these tokens."""
         for token in tokens:
-            for stored in self._between(TokenRange(token, token)):
+            for stored in self._open().between(TokenRange(token, token)):
                 yield stored.row
 
-    def rows(self, token_range: TokenRange) -> Iterator[Row]:
-        """All rows of a range, in token order."""
-        for stored in self._between(token_range):
-            yield stored.row
+    def tombstones(self, before_version: int) -> Iterator[RowDigests]:
+        """Tombstones with a lesser version, oldest first."""
+        yield from _chunks(self._open().tombstones(before_version))
 
     def close(self) -> None:
         """Forget the rows."""
-        self._closed = True
-        self._unordered, self._ordered = [], None
+        self._view = None
 
-    def _between(self, token_range: TokenRange) -> list[_Stored]:
-        if self._closed:
-            raise StoreClosedError("the snapshot has been closed")
-        if self._ordered is None:
-            self._ordered = sorted(self._unordered, key=lambda stored: stored.place)
-        first = bisect_left(self._ordered, (token_range.first, b""), key=lambda stored: stored.place)
-        last = bisect_left(self._ordered, (token_range.last + 1, b""), key=lambda stored: stored.place)
-        return self._ordered[first:last]
+    def _open(self) -> _View:
+        if self._view is None:
+            raise StoreClosedError("the reader has been closed")
+        return self._view
+
+
+def _floors_of(mark: bytes) -> NDArray[np.uint64]:
+    try:
+        return purge_floors.decode_floors(mark)
+    except ValueError as error:
+        raise StoreError(f"mark refused: {error}") from error
+
+
+def _chunks(rows: list[_Stored]) -> Iterator[RowDigests]:
+    for start in range(0, len(rows), DIGESTS_PER_CHUNK_MAX):
+        yield _columns(rows[start : start + DIGESTS_PER_CHUNK_MAX])
 
 
 def _columns(rows: list[_Stored]) -> RowDigests:

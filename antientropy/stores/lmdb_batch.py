@@ -1,0 +1,129 @@
+"""One write transaction of an LMDB row store: compare-and-set of rows, and what it changes for index and counters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lmdb
+
+from antientropy.core.floors import is_below
+from antientropy.core.rows import Changes, Row
+from antientropy.store import check_row
+from antientropy.stores.lmdb_files import HEADER, TOKEN, TOMBSTONE, Databases, tombstone_place
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivedRow:
+    """A row, hashed, as it will be stored."""
+
+    token: int
+    place: bytes
+    version: int
+    digest: bytes
+    deleted: bool
+    stored: bytes
+
+    @classmethod
+    def of(cls, row: Row) -> ArrivedRow:
+        """From a row that keeps the limits.
+
+        Raises:
+            RowRefusedError: it does not.
+        """
+        check_row(row)
+        token, digest = row.token, row.digest
+        header = HEADER.pack(row.version, TOMBSTONE if row.deleted else 0, digest)
+        return cls(token, TOKEN.pack(token) + row.key, row.version, digest, row.deleted, header + row.value)
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in the store."""
+        return len(self.place) + len(self.stored)
+
+
+class WriteBatch:
+    """What one write transaction does. ``transaction`` is on the database of the rows, with buffers."""
+
+    def __init__(self, transaction: lmdb.Transaction[memoryview[int]], databases: Databases) -> None:
+        self.transaction = transaction
+        self._databases = databases
+        self._tokens: list[int] = []
+        self._versions: list[int] = []
+        self._digests: list[bytes] = []
+        self._signs: list[int] = []
+        self.applied = 0
+        """Rows that were put."""
+        self.refused = 0
+        """Rows that lay below their floor."""
+        self.tombstones = 0
+        """Tombstones that came, less those that went."""
+        self.version_max = 0
+        self.rows = 0
+        """Rows that came, less those that went."""
+
+    def changes(self) -> Changes:
+        """What came and what went."""
+        return Changes.of(self._tokens, self._versions, self._digests, self._signs)
+
+    def put(self, row: ArrivedRow, floors: Sequence[int] | None) -> None:
+        """Put a row if it wins; ``floors``: refuse it if it is new and lies below its bucket's."""
+        stored = self.transaction.get(row.place)
+        if stored is None:
+            if floors is not None and is_below(row.token, row.version, floors):
+                self.refused += 1
+                return
+        elif len(stored) >= HEADER.size:
+            version, flags, digest = HEADER.unpack_from(stored)
+            if (row.version, row.digest) <= (version, digest):
+                return
+            self._went(row.place, row.token, version, flags, digest)
+            self.rows -= 1
+        else:
+            self.rows -= 1  # without a header: nobody could ever have counted its digest
+        self.transaction.put(row.place, row.stored)
+        self.rows += 1
+        if row.deleted:
+            listed = tombstone_place(row.version, row.place, row.digest)
+            self.transaction.put(listed, b"", db=self._databases.tombstones)
+            self.tombstones += 1
+        self._note(row.token, row.version, row.digest, 1)
+        self.applied += 1
+        self.version_max = max(self.version_max, row.version)
+
+    def remove_tombstone(self, listed: bytes) -> None:
+        """Remove a tombstone by its place in their list."""
+        header = HEADER.pack(TOKEN.unpack_from(listed)[0], TOMBSTONE, listed[16:])
+        token = listed[TOKEN.size : 2 * TOKEN.size]
+        with self.transaction.cursor() as cursor:
+            more = cursor.set_range(token)
+            while more and bytes(cursor.key()[: TOKEN.size]) == token:
+                if bytes(cursor.value()[: HEADER.size]) == header:
+                    self.remove(bytes(cursor.key()), header)
+                    return
+                more = cursor.next()
+        self.transaction.delete(listed, db=self._databases.tombstones)
+
+    def remove(self, place: bytes, stored: bytes) -> None:
+        """Remove a row; ``stored``: at least its header, if it has one."""
+        self.transaction.delete(place)
+        self.rows -= 1
+        if len(stored) >= HEADER.size:
+            self._went(place, TOKEN.unpack_from(place)[0], *HEADER.unpack_from(stored))
+
+    def quarantine(self, place: bytes, stored: bytes) -> None:
+        """Move a damaged row aside, as it is: it no longer counts."""
+        self.transaction.put(place, stored, db=self._databases.quarantine)
+        self.remove(place, stored)
+
+    def _went(self, place: bytes, token: int, version: int, flags: int, digest: bytes) -> None:
+        if flags & TOMBSTONE:
+            self.transaction.delete(tombstone_place(version, place, digest), db=self._databases.tombstones)
+            self.tombstones -= 1
+        self._note(token, version, digest, -1)
+
+    def _note(self, token: int, version: int, digest: bytes, sign: int) -> None:
+        self._tokens.append(token)
+        self._versions.append(version)
+        self._digests.append(digest)
+        self._signs.append(sign)
