@@ -91,7 +91,7 @@ class StoreHandle:
         if not self._released:
             self._released = True
             if self._keep:
-                getattr(self._store, "subscribe", lambda _: 0)(None)
+                self._store.subscribe(None)
             else:
                 self._store.close()
 
