@@ -39,13 +39,11 @@ from kvstore.limits import (
     ADMIN_RPCS_MAX,
     CLIENT_RPCS_MAX,
     HEALTH_HOLD_INTERVALS,
-    LOAD_CHANGE_RATIO,
-    LOAD_GAP_INTERVALS,
-    LOAD_INTERVAL_SECONDS,
-    LOAD_LOOK_SECONDS,
 )
+from kvstore.load import keep_load, load_value
 from kvstore.machine import Machine, Register, ThisMachine
 from kvstore.membership import SCHEMA_VERSION, ClusterMembership
+from kvstore.metrics import store_series
 from kvstore.peers import KEYSPACE, LocalReplica, ReplicaCalls, ReplicaService
 from kvstore.replication import Coordinator, majority_of
 from kvstore.service import KeyValueService, describe
@@ -185,6 +183,7 @@ class KvStoreNode:
         self._stack.push_async_callback(repair.stop)
         replica_service = ReplicaService(cluster_name=self.config.cluster_name, replica=replica)
         gossiper = await self._start_gossiper(store, replica_service, repair)
+        gossiper.metrics.collect(lambda: store_series(store, writer))
         await repair.start()
         calls = ReplicaCalls(
             cluster_name=self.config.cluster_name,
@@ -219,7 +218,7 @@ class KvStoreNode:
             }
         )
         self._following = asyncio.create_task(self._follow(gossiper, calls), name="kvstore-events")
-        publishing = asyncio.create_task(self._publish_load(gossiper, store), name="kvstore-load")
+        publishing = asyncio.create_task(keep_load(gossiper, store, self.config.interval_seconds), name="kvstore-load")
         self._stack.push_async_callback(_cancel_all, [self._following, publishing])
         _log.info(
             "ready: peers %s, clients %s, admin %s, %d rows",
@@ -343,19 +342,6 @@ class KvStoreNode:
         host, port = parse_endpoint(self.config.advertise_clients)
         return format_endpoint(host, port or parse_endpoint(self.addresses.clients)[1])
 
-    async def _publish_load(self, gossiper: Gossiper, store: NodeStore) -> None:
-        """Keep LOAD, which was said at the start, close to the truth."""
-        loop = asyncio.get_running_loop()
-        published_bytes, published_at = store.stored_bytes, loop.time()
-        while True:
-            await asyncio.sleep(LOAD_LOOK_SECONDS)
-            stored_bytes, age_seconds = store.stored_bytes, loop.time() - published_at
-            if not load_is_due(published_bytes, stored_bytes, age_seconds, self.config.interval_seconds):
-                continue
-            with suppress(LifecycleError, NotRunningError):
-                await gossiper.publish({ApplicationState.LOAD: load_value(stored_bytes)})
-            published_bytes, published_at = stored_bytes, loop.time()
-
     async def _follow(self, gossiper: Gossiper, calls: ReplicaCalls) -> None:
         async for event in gossiper.events():
             if isinstance(event, EndpointAlive | EndpointRestarted):
@@ -383,26 +369,6 @@ def _register_strictly(
     register: Callable[[grpc.aio.Server], None], on_malformed: Callable[[str], None], server: grpc.aio.Server
 ) -> None:
     register(strict(server, on_malformed))
-
-
-def load_value(stored_bytes: int) -> str:
-    """LOAD as Cassandra writes it: bytes, as a decimal fraction."""
-    return str(float(stored_bytes))
-
-
-def load_is_due(published_bytes: int, stored_bytes: int, age_seconds: float, interval_seconds: float) -> bool:
-    """Whether LOAD is to be published again.
-
-    Args:
-        published_bytes: What was said last.
-        stored_bytes: What is true now.
-        age_seconds: Since it was said.
-        interval_seconds: Of gossip.
-    """
-    if age_seconds >= LOAD_INTERVAL_SECONDS:
-        return True
-    changed = abs(stored_bytes - published_bytes) > LOAD_CHANGE_RATIO * published_bytes
-    return changed and age_seconds >= LOAD_GAP_INTERVALS * interval_seconds
 
 
 async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:

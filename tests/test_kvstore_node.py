@@ -18,8 +18,8 @@ from gossiper import NotRunningError
 from kvstore import AsyncKeyValueClient, Consistency, KvStoreConfig, KvStoreNode, Mutation
 from kvstore.errors import ClockDriftError, StartError, UnreachableError
 from kvstore.hlc import HybridLogicalClock, version_at
+from kvstore.load import load_is_due
 from kvstore.machine import ThisMachine
-from kvstore.node import load_is_due
 from kvstore.store import ClockedStore
 
 FREE = "127.0.0.1:0"
@@ -58,6 +58,11 @@ async def test_a_node_serves_and_announces_itself(tmp_path: Path) -> None:
             description = await client.describe()
             assert (description.row_count, description.tombstone_count) == (3, 2)
             assert (description.replicas_required, description.alive_count) == (1, 1)
+            series = dict(node.gossiper.metrics.snapshot())
+            assert (series["kvstore_rows"], series["kvstore_tombstones"]) == (3, 2)
+            assert series["kvstore_commits_total"] >= 3
+            assert series["kvstore_commit_latency_seconds"] > 0
+            assert series["kvstore_rows_refused_total"] == series["kvstore_commit_failures_total"] == 0
         address = node.addresses.clients
     async with AsyncKeyValueClient(address) as client:
         with pytest.raises(UnreachableError):
