@@ -9,16 +9,17 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from antientropy.coordinator import RepairOutcome, RepairUpdate
-from antientropy.core.session import Phase
 from antientropy.core.tokens import TokenRange
 from antientropy.errors import (
+    JournalError,
     RepairRequestError,
     RepairRunningError,
     ServiceStoppedError,
     StoreError,
     UnknownKeyspaceError,
 )
+from antientropy.options import RepairOptions
+from antientropy.reports import RepairUpdate, SessionState
 from antientropy.service import RepairService
 from antientropy.strict import strict
 from antientropy.v1 import admin_pb2 as pb
@@ -27,18 +28,16 @@ from antientropy.v1 import admin_pb2_grpc
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _PHASES: Final = {
-    Phase.PREPARING: pb.REPAIR_PHASE_PREPARING,
-    Phase.COMPARING: pb.REPAIR_PHASE_COMPARING,
-    Phase.STREAMING: pb.REPAIR_PHASE_STREAMING,
-    Phase.VERIFYING: pb.REPAIR_PHASE_VERIFYING,
-    Phase.DONE: pb.REPAIR_PHASE_FINISHED,
-    Phase.FAILED: pb.REPAIR_PHASE_FINISHED,
+    SessionState.PREPARING: pb.REPAIR_PHASE_PREPARING,
+    SessionState.COMPARING: pb.REPAIR_PHASE_COMPARING,
+    SessionState.STREAMING: pb.REPAIR_PHASE_STREAMING,
+    SessionState.VERIFYING: pb.REPAIR_PHASE_VERIFYING,
 }
 _OUTCOMES: Final = {
-    None: pb.REPAIR_OUTCOME_UNSPECIFIED,
-    RepairOutcome.COMPLETED: pb.REPAIR_OUTCOME_COMPLETED,
-    RepairOutcome.PARTIAL: pb.REPAIR_OUTCOME_PARTIAL,
-    RepairOutcome.FAILED: pb.REPAIR_OUTCOME_FAILED,
+    SessionState.COMPLETED: pb.REPAIR_OUTCOME_COMPLETED,
+    SessionState.PARTIAL: pb.REPAIR_OUTCOME_PARTIAL,
+    SessionState.FAILED: pb.REPAIR_OUTCOME_FAILED,
+    SessionState.CANCELLED: pb.REPAIR_OUTCOME_FAILED,
 }
 #: Most special first.
 _CODES: Final = (
@@ -47,6 +46,7 @@ _CODES: Final = (
     (RepairRunningError, grpc.StatusCode.ABORTED),
     (ServiceStoppedError, grpc.StatusCode.UNAVAILABLE),
     (StoreError, grpc.StatusCode.FAILED_PRECONDITION),
+    (JournalError, grpc.StatusCode.FAILED_PRECONDITION),
 )
 
 
@@ -54,7 +54,7 @@ _CODES: Final = (
 async def _answering(context: Context) -> AsyncIterator[None]:
     try:
         yield
-    except (RepairRequestError, RepairRunningError, ServiceStoppedError, StoreError) as error:
+    except (RepairRequestError, RepairRunningError, ServiceStoppedError, StoreError, JournalError) as error:
         code = next(code for kind, code in _CODES if isinstance(error, kind))
         await context.abort(code, str(error))
 
@@ -94,7 +94,10 @@ class RepairAdmin(admin_pb2_grpc.RepairAdminServiceServicer):
         async with _answering(context):
             keyspace = self._keyspace(request.keyspace)
             token_range = _token_range(request.first_token, request.last_token)
-            async with aclosing(self._service.repair(keyspace, token_range, tuple(request.peers))) as updates:
+            options = RepairOptions(
+                token_ranges=() if token_range.is_full else (token_range,), peers=tuple(request.peers)
+            )
+            async with aclosing(self._service.repair(keyspace, options)) as updates:
                 async for update in updates:
                     yield _message(update)
 
@@ -120,9 +123,9 @@ def _message(update: RepairUpdate) -> pb.RepairUpdate:
     return pb.RepairUpdate(
         session_id=update.session_id,
         message=update.message,
-        phase=_PHASES[update.phase],
+        phase=_PHASES.get(update.state, pb.REPAIR_PHASE_FINISHED),
         progress=update.progress,
-        outcome=_OUTCOMES[update.outcome],
+        outcome=_OUTCOMES.get(update.state, pb.REPAIR_OUTCOME_UNSPECIFIED),
         statistics=pb.RepairStatistics(
             rows_differing=statistics.rows_differing,
             rows_moved=statistics.rows_moved,

@@ -20,8 +20,8 @@ class ReplicatedRange:
     """The replica that repairs this range by its schedule and with ``nodetool repair -pr``, so that the ranges of all
     nodes together cover every token once (Cassandra's primary range)."""
     complete: bool = True
-    """False: there may be replicas that are not known yet, so that a repair of the known ones never counts for the
-    purge of tombstones."""
+    """Whether these are all replicas there are; False: one may be unknown yet, so no repair counts for the purge of
+    tombstones."""
 
 
 class Membership(Protocol):

@@ -15,7 +15,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
-from typing import Any, Final, TypeVar, TypeVarTuple
+from typing import Final, TypeVar, TypeVarTuple
 
 import grpc
 import numpy as np
@@ -26,10 +26,11 @@ from antientropy import wire
 from antientropy.config import RepairConfig
 from antientropy.core.hashing import HASH_VERSION
 from antientropy.core.merkle import Root
-from antientropy.core.rows import Row, RowDigests
-from antientropy.core.tokens import TokenRange, node_ranges
+from antientropy.core.requests import LocateAnswer, LocateRequest
+from antientropy.core.rows import Row
+from antientropy.core.sketch import Symbols
+from antientropy.core.tokens import TokenRange
 from antientropy.errors import PeerError, PeerMessageError, SessionLostError
-from antientropy.limits import TREE_DEPTH_MAX
 from antientropy.reports import RepairStatistics
 from antientropy.transport.base import CallError, PeerCalls
 from antientropy.v1 import repair_pb2 as pb
@@ -98,9 +99,10 @@ class RootsAnswer:
     epoch: int
     """The peer's seed epoch. If it is another one than the own, nothing was compared: the lesser side rebuilds (the
     peer has begun to if it is the lesser one), then compare again."""
-    symbols: bytes = b""
-    """First symbols of its sketch of the range, for the locator; empty when there is no session with a snapshot."""
-    tree_depth: int = 0
+    repaired_version: int = 0
+    """Answers ``confirmed_session``: up to which version all buckets of the range are recorded as repaired there."""
+    symbols: Symbols | None = None
+    """First symbols of its sketch of the range, for the locator; None when there is no session with a snapshot."""
     refusal: Refusal | None = None
     """Set: nothing was compared, no session is open."""
 
@@ -167,6 +169,7 @@ class PeerClient:
         spend: The throttle.
         trace: Told of every request.
         executor: Where rows are encoded and decoded; None: the loop's own worker threads.
+        first_stream: Streams of rows are numbered from here; several senders of one session must not share numbers.
     """
 
     def __init__(
@@ -186,6 +189,7 @@ class PeerClient:
         spend: Spend = unthrottled,
         trace: Callable[[CallTrace], None] = lambda _trace: None,
         executor: Executor | None = None,
+        first_stream: int = 0,
     ) -> None:
         self.endpoint: Final = endpoint
         self.session: Final = session
@@ -204,7 +208,10 @@ class PeerClient:
         self._trace = trace
         self._executor = executor
         self._open = False
-        self._streams = 0
+        self._to_close = False
+        self._streams = first_stream
+        self._turn = 0
+        self._epoch = 0
 
     @property
     def session_open(self) -> bool:
@@ -219,118 +226,90 @@ class PeerClient:
         epoch: int = 0,
         open_session: OpenSession = OpenSession.IF_UNEQUAL,
         repaired_version: int = 0,
+        confirmed_session: int = 0,
         purge_version: int = 0,
+        forced: bool = False,
     ) -> RootsAnswer:
         """Compare the own root with the peer's, and open, renew or close the session there. One round trip.
 
-        Also the verification: with the session open, the peer compares what it holds now.
+        Also the verification: with the session open, the peer compares what it holds now. The last three arguments are
+        told only while the session is not open; their rules are those of ``core/deletes.py``.
 
         Args:
             root: Of the range, its tombstones below ``floors`` left out.
             floors: Shape (256,), by bucket; None: all 0.
             epoch: The seed epoch that ``root`` was made with.
             open_session: See :class:`OpenSession`.
-            repaired_version: The peer records durably that the range is repaired up to here, if it is equal.
-            purge_version: Every replica has acknowledged that it is repaired up to here.
+            repaired_version: What the session counts for if it is complete. The peer closes the past below it, durably,
+                before it looks at its rows, and remembers that it takes part.
+            confirmed_session: An earlier session of this range (its name) that was complete: recorded durably if the
+                peer took part in it since its last start.
+            purge_version: Every replica has recorded that it is repaired up to here.
+            forced: Also with a replica that was away for too long; no tombstone is left out on either side.
 
         Raises:
             PeerError: the peer failed or broke the protocol. A refusal is no error, but in the answer.
         """
         bounds = wire.NO_FLOORS if floors is None else floors
-        request = self._compare_request(root, bounds, epoch, open_session)
-        request.repaired_version, request.purge_version = repaired_version, purge_version
+        request = pb.CompareRequest(
+            open=open_session.value,
+            root_digest=root.digest if root.count else b"",
+            row_count=root.count,
+            forced=forced,
+            floors=wire.encode_floors(bounds, self._range),
+        )
+        if self._open or open_session is not OpenSession.NEVER:
+            request.session, request.turn = self.session, self._turn
+            self._turn += 1
+            # Until the answer is known, the peer may have opened it.
+            self._to_close = True
+        if not self._open or epoch != self._epoch:
+            request.hashes, self._epoch = wire.encode_hashes(HASH_VERSION, epoch), epoch
+        if not self._open:
+            request.keyspace = self._keyspace
+            wire.put_range(request, self._range)
+            request.owner = self._owner
+            request.repaired_version = wire.encode_version(repaired_version)
+            request.confirmed_session = confirmed_session
+            request.purge_version = wire.encode_version(purge_version)
         answer = await self._unary("Compare", request, pb.CompareResponse)
         with self._peer_errors():
             result = self._roots_answer(answer, root, bounds, epoch)
         wanted = open_session is OpenSession.ALWAYS or (open_session is OpenSession.IF_UNEQUAL and not result.equal)
-        self._open = wanted and result.refusal is None and result.epoch == epoch
+        self._open = self._to_close = wanted and result.refusal is None and result.epoch == epoch
         return result
-
-    def _compare_request(
-        self, root: Root, floors: NDArray[np.uint64], epoch: int, open_session: OpenSession
-    ) -> pb.CompareRequest:
-        request = pb.CompareRequest(
-            root_digest=root.digest if root.count else b"",
-            row_count=root.count,
-            hash_version=HASH_VERSION,
-            epoch=epoch,
-            floors=wire.encode_floors(floors, self._range),
-            open=open_session.value,
-        )
-        if self._open or open_session is not OpenSession.NEVER:
-            request.session = self.session
-        if not self._open:
-            request.keyspace = self._keyspace
-            wire.put_range(request, self._range)
-            request.owner = self._owner if open_session is not OpenSession.NEVER else ""
-        return request
 
     def _roots_answer(
         self, answer: pb.CompareResponse, root: Root, floors: NDArray[np.uint64], epoch: int
     ) -> RootsAnswer:
         if answer.HasField("refusal"):
             return RootsAnswer(False, 0, floors, epoch, refusal=_refusal(answer.refusal))
+        recorded = wire.decode_version(answer.repaired_version)
         if answer.equal:
-            return RootsAnswer(True, root.count, floors, epoch)
+            return RootsAnswer(True, root.count, floors, epoch, recorded)
         theirs = np.maximum(floors, wire.decode_floors(answer.floors, self._range))
-        if answer.epoch and answer.epoch != epoch:
-            return RootsAnswer(False, 0, theirs, answer.epoch)
-        if not answer.tree_depth <= TREE_DEPTH_MAX:
-            raise PeerMessageError(f"tree depth {answer.tree_depth}: at most {TREE_DEPTH_MAX} is possible")
-        return RootsAnswer(False, answer.row_count, theirs, epoch, answer.symbols, answer.tree_depth)
+        if answer.hashes:
+            return RootsAnswer(False, 0, theirs, wire.decode_hashes(answer.hashes)[1], recorded)
+        symbols = wire.decode_first_symbols(answer.symbols)
+        count = root.count + answer.rows_more
+        if count < 0:
+            raise PeerMessageError(f"a replica of {count} rows")
+        return RootsAnswer(False, count, theirs, epoch, recorded, symbols)
 
-    async def locate(self, request: Any) -> Any:
-        """One step of the locator (core/locate.py): a LocateRequest, answered with a LocateAnswer."""
-        raise NotImplementedError
+    async def locate(self, request: LocateRequest) -> LocateAnswer:
+        """One step of the locator (:class:`antientropy.core.locate.Locator`), on the snapshot of the session.
 
-    async def row_digests(
-        self, level: int, indices: NDArray[np.uint32], *, with_digests: bool = True
-    ) -> AsyncGenerator[RowDigests, None]:
-        """All rows below some nodes of a level (ascending, at least one), chunk by chunk in the order of tokens.
-
-        Without digests these are 0. An answer that is cut off is asked for again from its last token on.
+        Raises:
+            PeerError: the peer failed or broke the protocol.
         """
-        ranges = node_ranges(level, indices, self._range)
-        bounds = np.array([(one.first, one.last) for one in ranges], np.uint64).reshape(-1, 2)
-        request = pb.ListDigestsRequest(
-            session=self.session,
-            level=level,
-            indices=wire.pack_ascending(indices.astype(np.uint64)),
-            index_count=len(indices),
-            with_digests=with_digests,
-        )
-        seen_at_last = 0
-        attempt = 0
-        while True:
-            skip = seen_at_last
-            try:
-                async with aclosing(self._chunks("ListDigests", request, attempt)) as messages:
-                    async for message in messages:
-                        rows = self._digests_of(_typed(message, pb.DigestsChunk), bounds, request)
-                        seen_before = min(skip, _rows_at(rows, request.from_token))
-                        skip -= seen_before
-                        if seen_before == len(rows):
-                            continue
-                        last = int(rows.tokens[-1])
-                        seen_at_last = _rows_at(rows, last) + (seen_at_last - seen_before) * (
-                            last == request.from_token
-                        )
-                        request.from_token = last
-                        attempt = 0
-                        yield rows.take(slice(seen_before, None))
-            except _CutOffError as error:
-                attempt = await self._pause(error, attempt)
-            else:
-                return
+        message = pb.LocateRequest(session=self.session, body=request.encode())
+        answer = await self._unary("Locate", message, pb.LocateResponse)
+        return await self._in_thread(self._located, answer.body, request)
 
-    def _digests_of(
-        self, message: pb.DigestsChunk, bounds: NDArray[np.uint64], request: pb.ListDigestsRequest
-    ) -> RowDigests:
+    def _located(self, body: bytes, request: LocateRequest) -> LocateAnswer:
+        """Decode and check. Runs in a worker thread: an answer may be a mebibyte."""
         with self._peer_errors():
-            rows = wire.decode_digests(message, bounds, with_digests=request.with_digests)
-            if int(rows.tokens[0]) < request.from_token:
-                raise PeerMessageError("row digests are not in the order of tokens")
-            return rows
+            return LocateAnswer.decode(body, request)
 
     async def fetch(self, tokens: NDArray[np.uint64]) -> AsyncGenerator[list[Row], None]:
         """The rows at some tokens (strictly ascending), chunk by chunk, each checked whole against its digest.
@@ -426,6 +405,9 @@ class PeerClient:
 
         The target must have the session open too (``OpenSession.ALWAYS`` where it is equal). What travelled between
         the two is counted here.
+
+        Raises:
+            PeerError: its ``endpoint`` tells who failed: this peer, or the target.
         """
         self._streams += 1
         request = pb.SendRequest(
@@ -436,6 +418,8 @@ class PeerClient:
             raise PeerError(self.endpoint, "broke the protocol: more rows applied than sent")
         self._statistics.find_bytes += answer.other_bytes
         self._statistics.move_bytes += answer.row_bytes
+        if answer.target_failure:
+            raise PeerError(target, f"did not take rows of {self.endpoint}: {answer.target_failure}")
         return Moved(answer.rows_sent, answer.rows_applied, answer.row_bytes)
 
     async def heartbeat(self) -> None:
@@ -447,11 +431,15 @@ class PeerClient:
         if self._open:
             await self._unary("Heartbeat", pb.HeartbeatRequest(session=self.session), pb.HeartbeatResponse)
 
+    def join_session(self) -> None:
+        """Use a session that somebody else has opened: to give rows to a replica on behalf of its coordinator."""
+        self._open = True
+
     async def close_session(self) -> None:
         """Give the peer's snapshot and lease back, if there are any. After it the client may compare again."""
-        if not self._open:
+        if not self._to_close:
             return
-        self._open = False
+        self._open = self._to_close = False
         await self._unary("Close", pb.CloseRequest(session=self.session), pb.CloseResponse)
 
     async def _unary(
@@ -521,7 +509,7 @@ class PeerClient:
             if error.code in _REPEATABLE:
                 raise _CutOffError(self.endpoint, _reason(error)) from error
             if error.code is grpc.StatusCode.ABORTED:
-                self._open = False
+                self._open = self._to_close = False
                 raise SessionLostError(self.endpoint, f"lost the session: {error.detail}") from error
             raise PeerError(self.endpoint, _reason(error)) from error
         except PeerMessageError as error:
@@ -551,8 +539,3 @@ def _typed(message: Message, kind: type[Answer]) -> Answer:
     if not isinstance(message, kind):
         raise TypeError(f"the transport gave a {type(message).__name__} where a {kind.__name__} belongs")
     return message
-
-
-def _rows_at(rows: RowDigests, token: int) -> int:
-    """How many of some rows lie at a token."""
-    return int((rows.tokens == np.uint64(token)).sum())

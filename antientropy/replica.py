@@ -16,6 +16,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from types import TracebackType
 from typing import Final
 
@@ -27,8 +28,9 @@ from antientropy.core.floors import check_floors, expired
 from antientropy.core.index import Index
 from antientropy.core.merkle import Root, depth_for, outgrown, root_from
 from antientropy.core.rows import Changes, RowDigests
-from antientropy.core.tokens import TokenRange
-from antientropy.errors import StoreClosedError
+from antientropy.core.tokens import BUCKET_LEVEL, LEVEL_BITS, TokenRange, node_range
+from antientropy.errors import StoreClosedError, StoreError
+from antientropy.index_file import FILE_NAME, take_index, write_index
 from antientropy.limits import PENDING_CHANGES_HARD_MAX, PENDING_CHANGES_MAX
 from antientropy.snapshots import ReplicaSnapshot
 from antientropy.store import RowReader, RowStore
@@ -37,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 #: The mark under which a replica keeps its seed epoch.
 EPOCH_MARK: Final = "epoch"
+#: After so long without a change the index is kept as it is, for a process that is killed.
+SAVE_QUIET_SECONDS: Final = 60.0
 #: Rows that a scan takes into the index at once: sorting and reducing many is cheaper a row, and 5 MB are little.
 _ROWS_PER_FOLD: Final = 131_072
 
@@ -53,14 +57,25 @@ class Replica:
     ``tree_depth``: fixed depth of the hash tree; None: by the number of rows, deepened while it grows. ``epoch``: seed
     epoch of all hashes; None: the one that was used last, 0 at first. Replicas compare under one epoch.
 
+    ``index_dir``: a directory for the index, of this replica only; None: it is made anew at every start.
+
     A store that cannot report its changes is scanned for every snapshot and root, unless its ``state_id`` says that
     nothing has changed since the last scan.
     """
 
-    def __init__(self, store: RowStore, *, tree_depth: int | None = None, epoch: int | None = None) -> None:
+    def __init__(
+        self,
+        store: RowStore,
+        *,
+        index_dir: Path | None = None,
+        tree_depth: int | None = None,
+        epoch: int | None = None,
+    ) -> None:
         if epoch is not None and not 0 <= epoch <= hashing.EPOCH_MAX:
             raise ValueError(f"epoch {epoch}: allowed is 0 to {hashing.EPOCH_MAX}")
         self.store: Final = store
+        self._index_path = None if index_dir is None else Path(index_dir) / FILE_NAME
+        self._saved_changes = -1
         self._depth_wanted = tree_depth
         self._epoch_wanted = epoch
         self._open_lock = threading.Lock()
@@ -68,7 +83,7 @@ class Replica:
         self._index: Index | None = None
         self._reports = False
         self._scanned_state: bytes | None = None
-        self._log_lock = threading.Lock()
+        self._log_lock = threading.RLock()
         self._log: list[Changes] = []
         self._log_rows = 0
         self._log_of_rebuild: list[Changes] | None = None
@@ -78,6 +93,7 @@ class Replica:
         self._keeper: threading.Thread | None = None
         self._rebuild_lock = threading.Lock()
         self._rebuilding: Future[None] | None = None
+        self._stopping = False
         self._closed = False
 
     def __enter__(self) -> Replica:
@@ -92,9 +108,10 @@ class Replica:
     # --- opening and closing ---
 
     def open(self, progress: Progress | None = None) -> None:
-        """Make the index ready: by a scan in bounded memory. Idempotent; every other method does it when needed.
+        """Make the index ready: the kept one, if it is of just this content, else by a scan in bounded memory.
 
-        ``progress`` is told the share of the token line that has been scanned, 0 to 1.
+        Idempotent; every other method does it when needed. ``progress`` is told the share of the token line that has
+        been scanned, 0 to 1.
 
         Raises:
             StoreError: the store cannot be read.
@@ -110,26 +127,77 @@ class Replica:
             self._reports = self.store.subscribe(self._record)
             try:
                 with self._index_lock:
-                    self._index = self._scanned(epoch, self._depth_wanted, self._forget_log, progress)
+                    self._index = self._first_index(epoch, progress)
             except BaseException:
                 self.store.subscribe(None)
                 raise
+            if self._index_path is not None and self._reports:
+                self._wake_keeper()
+
+    def _first_index(self, epoch: int, progress: Progress | None) -> Index:
+        state: list[bytes | None] = []
+
+        def at_open() -> None:
+            self._forget_log()
+            state.append(self.store.state_id())
+
+        reader = self.store.read(at_open)
+        try:
+            index = None if self._index_path is None else take_index(self._index_path, state[0])
+            if index is not None and self._fits(index, epoch):
+                self._scanned_state = state[0]
+                if progress is not None:
+                    progress(1.0)
+                return index
+            index = self._scan(reader, self._empty_index(epoch, self._depth_wanted), progress)
+            self._scanned_state = state[0]
+            return index
+        finally:
+            reader.close()
+
+    def _fits(self, index: Index, epoch: int) -> bool:
+        depth_fits = self._depth_wanted is None or self._depth_wanted == index.depth
+        return index.epoch == epoch and depth_fits and index.tree.root.count == self.store.row_count
 
     def close(self) -> None:
-        """Stop following the store, which stays the caller's. Idempotent; waits for threads of the replica to end."""
+        """Keep the index for the next start and stop following the store, which stays the caller's.
+
+        Idempotent; waits for threads of the replica to end.
+        """
         with self._open_lock:
             if self._closed:
                 return
+            self._stopping = True
+            self._wake.set()
+            if self._keeper is not None:
+                self._keeper.join()
+            rebuilding = self._rebuilding
+            if rebuilding is not None:
+                rebuilding.exception()
+            self._save()
             self._closed = True
-        self._wake.set()
-        for thread in (self._keeper,):
-            if thread is not None:
-                thread.join()
-        rebuilding = self._rebuilding
-        if rebuilding is not None:
-            rebuilding.exception()
-        if self._reports:
-            self.store.subscribe(None)
+            if self._reports:
+                self.store.subscribe(None)
+
+    def _save(self) -> None:
+        """Write the index to its file, if there is one and the store names what it is over."""
+        path = self._index_path
+        if path is None or self._index is None:
+            return
+        state: list[bytes | None] = []
+        try:
+            with self._index_lock:
+                reader = self._read(lambda: state.append(self.store.state_id()))
+                reader.close()
+                index = self._current()
+                self._saved_changes = self._changes_seen
+                # The copy costs milliseconds; nobody waits for the disk.
+                index = index if self._stopping else index.copy()
+        except StoreError as error:
+            logger.info("the index is not kept: %s", error)
+            return
+        if state[0] is not None:
+            write_index(path, index, state[0])
 
     # --- what a repair needs ---
 
@@ -226,6 +294,36 @@ class Replica:
         ).start()
         return done
 
+    def bucket_is_sound(self, bucket: int) -> bool:
+        """Whether the index of a bucket is that of its rows, made anew: a scrub asks. Reads the bucket's digests.
+
+        In a tree of depth 1 a leaf has 16 buckets, so it looks at all of them.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        self._opened()
+        with self._index_lock:
+            reader = self._read()
+            try:
+                index = self._current()
+                level = min(BUCKET_LEVEL, index.depth)
+                node = bucket >> LEVEL_BITS * (BUCKET_LEVEL - level)
+                token_range = node_range(level, node)
+                adds_up = index.tree.adds_up(BUCKET_LEVEL)
+                kept = index.cut(token_range)
+            except BaseException:
+                reader.close()
+                raise
+        try:
+            made = Index.empty(kept.depth, kept.epoch)
+            for part in reader.digests([token_range]):
+                made.fold_rows(part)
+        finally:
+            reader.close()
+        kept.trim(token_range, RowDigests.empty())
+        return adds_up and made.tree.same_below(kept.tree, level, node) and made.bank.same_as(kept.bank)
+
     def settle(self) -> None:
         """Wait until no rebuild is under way, and take in what was written so far."""
         self._opened()
@@ -257,19 +355,26 @@ class Replica:
             self._wake_keeper()
 
     def _wake_keeper(self) -> None:
-        if self._keeper is None and not self._closed:
+        if self._keeper is None and not self._stopping:
             self._keeper = threading.Thread(target=self._keep, name="antientropy index", daemon=True)
             self._keeper.start()
         self._wake.set()
 
     def _keep(self) -> None:
-        """The replica's thread: takes changes in that nobody has asked for."""
-        while not self._closed:
-            self._wake.wait()
+        """The replica's thread: takes changes in that nobody has asked for, and keeps the index of a quiet store."""
+        seen = self._changes_seen
+        while True:
+            woken = self._wake.wait(None if self._index_path is None else SAVE_QUIET_SECONDS)
             self._wake.clear()
+            if self._stopping:
+                return
+            if self._index is None:
+                continue
+            if not woken and self._changes_seen == seen != self._saved_changes:
+                self._save()
+                continue
+            seen = self._changes_seen
             with self._index_lock:
-                if self._index is None or self._closed:
-                    continue
                 index = self._folded()
             if self._has_outgrown(index) and (self._rebuilding is None or self._rebuilding.done()):
                 self.rebuild()
@@ -310,7 +415,7 @@ class Replica:
                 raise StoreClosedError("the replica has been closed")
         return index
 
-    def _read(self) -> RowReader:
+    def _read(self, at_open: Callable[[], object] = lambda: None) -> RowReader:
         """A reader at the point in time that the index is then folded to; the caller holds ``_index_lock``.
 
         The log is taken out while nothing can change, and folded outside of the store's lock.
@@ -322,31 +427,25 @@ class Replica:
             nonlocal taken
             with self._log_lock:
                 taken, self._log, self._log_rows = self._log, [], 0
+            at_open()
 
         if not self._reports:
-            return self._rescan(index)
+            return self._rescan(index, at_open)
         reader = self.store.read(take_log)
         self._fold(index, taken)
         return reader
 
     # --- scanning ---
 
-    def _scanned(
-        self, epoch: int, depth: int | None, on_open: Callable[[], None], progress: Progress | None = None
-    ) -> Index:
-        """An index from the rows themselves, in bounded memory."""
-        reader = self.store.read(on_open)
-        try:
-            empty = Index.empty(depth_for(self.store.row_count) if depth is None else depth, epoch)
-            return self._scan(reader, empty, progress)
-        finally:
-            reader.close()
+    def _empty_index(self, epoch: int, depth: int | None) -> Index:
+        return Index.empty(depth_for(self.store.row_count) if depth is None else depth, epoch)
 
     def _scan(self, reader: RowReader, index: Index, progress: Progress | None) -> Index:
+        """An index from the rows themselves, in bounded memory."""
         parts: list[RowDigests] = []
         rows = 0
         for part in reader.digests([TokenRange.full()]):
-            if self._closed:
+            if self._stopping:
                 raise _StoppedError
             parts.append(part)
             rows += len(part)
@@ -360,14 +459,18 @@ class Replica:
             progress(1.0)
         return index
 
-    def _rescan(self, index: Index) -> RowReader:
+    def _rescan(self, index: Index, at_open: Callable[[], object]) -> RowReader:
         """For a store that reports nothing: a reader, and the index made of just its rows; holds ``_index_lock``."""
         state: list[bytes | None] = []
-        reader = self.store.read(lambda: state.append(self.store.state_id()))
+
+        def note_state() -> None:
+            state.append(self.store.state_id())
+            at_open()
+
+        reader = self.store.read(note_state)
         try:
             if state[0] is None or state[0] != self._scanned_state:
-                depth = depth_for(self.store.row_count) if self._depth_wanted is None else self._depth_wanted
-                self._index = self._scan(reader, Index.empty(depth, index.epoch), None)
+                self._index = self._scan(reader, self._empty_index(index.epoch, self._depth_wanted), None)
                 self._scanned_state = state[0]
                 self._changes_seen += 1
         except BaseException:
@@ -391,31 +494,36 @@ class Replica:
             done.set_result(None)
 
     def _rebuild(self, epoch: int | None, depth: int | None) -> None:
+        def begin_log() -> None:
+            self._swap_log_of_rebuild([])
+
         if depth is not None:
             self._depth_wanted = depth
-
-        def begin_log() -> None:
-            with self._log_lock:
-                self._log_of_rebuild = []
-
-        current = self._opened()
+        epoch = self._opened().epoch if epoch is None else epoch
         try:
-            index = self._scanned(current.epoch if epoch is None else epoch, self._depth_wanted, begin_log)
-            if epoch is not None:
+            reader = self.store.read(begin_log)
+            try:
+                index = self._scan(reader, self._empty_index(epoch, self._depth_wanted), None)
+            finally:
+                reader.close()
+            if epoch != self._current().epoch:
                 self.store.write_mark(EPOCH_MARK, epoch.to_bytes(4, "big"))
             with self._index_lock:
                 # Most of what was written meanwhile is taken in here, the rest under the lock of the logs.
+                index.fold(Changes.concatenate(self._swap_log_of_rebuild([])))
                 with self._log_lock:
-                    log, self._log_of_rebuild = self._log_of_rebuild, []
-                index.fold(Changes.concatenate(log or []))
-                with self._log_lock:
-                    log, self._log_of_rebuild = self._log_of_rebuild, None
-                    self._log, self._log_rows = log or [], sum(map(len, log or []))
+                    self._log = self._swap_log_of_rebuild(None)
+                    self._log_rows = sum(map(len, self._log))
                     self._index = index
                     self._changes_seen += 1
         finally:
-            with self._log_lock:
-                self._log_of_rebuild = None
+            self._swap_log_of_rebuild(None)
+
+    def _swap_log_of_rebuild(self, log: list[Changes] | None) -> list[Changes]:
+        with self._log_lock:
+            before = self._log_of_rebuild
+            self._log_of_rebuild = log
+        return [] if before is None else before
 
 
 def _some(floors: NDArray[np.uint64] | None) -> NDArray[np.uint64] | None:

@@ -8,7 +8,8 @@ sketches), which no store needs to know about, is :class:`antientropy.replica.Re
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,19 @@ from antientropy.limits import (
     VERSION_MAX,
 )
 
-__all__ = ["Changes", "Listener", "Row", "RowDigests", "RowReader", "RowStore", "check_mark", "check_row"]
+__all__ = [
+    "Changes",
+    "Listener",
+    "QuarantiningStore",
+    "Reread",
+    "RereadingReader",
+    "Row",
+    "RowDigests",
+    "RowReader",
+    "RowStore",
+    "check_mark",
+    "check_row",
+]
 
 Listener = Callable[[Changes], None]
 
@@ -165,6 +178,34 @@ class RowStore(Protocol):
     @property
     def rows_refused(self) -> int:
         """Rows that were not applied because they lay below a purge floor, since the store was opened."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reread:
+    """Some rows that were read again."""
+
+    rows: int
+    row_bytes: int
+    damaged: tuple[bytes, ...]
+    """The store's own names of those that do not match their digest, for :meth:`QuarantiningStore.quarantine`."""
+
+
+@runtime_checkable
+class RereadingReader(RowReader, Protocol):
+    """A reader that can tell which rows are damaged, without raising."""
+
+    def reread(self, token_range: TokenRange) -> Iterator[Reread]:
+        """All rows of a range, in turns short enough to be done without a break."""
+        ...
+
+
+@runtime_checkable
+class QuarantiningStore(Protocol):
+    """A store that can move damaged rows aside."""
+
+    def quarantine(self, names: Sequence[bytes]) -> int:
+        """Move rows that (still) do not match their digest aside; returns how many. Reported to the listener."""
         ...
 
 

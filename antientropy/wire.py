@@ -10,27 +10,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antientropy.core import hashing
-from antientropy.core.merkle import FAN_OUT, Root
-from antientropy.core.rows import Row, RowDigests
-from antientropy.core.tokens import TOKEN_MAX, TokenRange, covering
+from antientropy.core.merkle import Root
+from antientropy.core.rows import Row
+from antientropy.core.sketch import Symbols
+from antientropy.core.sketch_search import FIRST_SYMBOLS
+from antientropy.core.tokens import BUCKET_LEVEL, BUCKETS, TOKEN_MAX, TokenRange, covering
 from antientropy.errors import PeerMessageError, RowRefusedError
 from antientropy.limits import (
     CHUNK_BYTES_MAX,
     CHUNK_ROWS_MAX,
-    DIGESTS_PER_CHUNK_MAX,
     KEYSPACE_BYTES_MAX,
-    NODES_PER_REQUEST_MAX,
     TOKENS_PER_REQUEST_MAX,
-    TREE_DEPTH_MAX,
 )
 from antientropy.store import check_row
 from antientropy.v1 import repair_pb2 as pb
 
-#: Buckets of the token line: nodes of this level of the tree.
-_BUCKET_LEVEL: Final = 2
-_BUCKETS: Final = FAN_OUT**_BUCKET_LEVEL
+#: Which rows of a chunk are tombstones: none (0), all, or some.
+_ALL: Final = 1
+_MIXED: Final = 2
+#: Versions of the hash functions that one number of the wire can tell apart, beside the epoch.
+_HASH_VERSIONS: Final = 16
 #: No tombstone is left out.
-NO_FLOORS: Final[NDArray[np.uint64]] = np.zeros(_BUCKETS, np.uint64)
+NO_FLOORS: Final[NDArray[np.uint64]] = np.zeros(BUCKETS, np.uint64)
 NO_FLOORS.setflags(write=False)
 #: A host name of 253 bytes, a colon and a port.
 ENDPOINT_BYTES_MAX: Final = 260
@@ -78,29 +79,6 @@ def unpack_column(data: bytes, count: int, start: int = 0) -> tuple[NDArray[np.u
     return values, end
 
 
-def pack_ascending(values: NDArray[np.uint64]) -> bytes:
-    """Ascending unsigned integers: the first one, then the packed column of the steps."""
-    if not len(values):
-        return b""
-    return int(values[0]).to_bytes(8, "little") + pack_column(np.diff(values))
-
-
-def unpack_ascending(data: bytes, count: int, *, strictly: bool) -> NDArray[np.uint64]:
-    """The inverse, of all of ``data``; equal neighbours only if not ``strictly``."""
-    if not count:
-        if data:
-            raise PeerMessageError("an ascending column of nothing has bytes")
-        return np.empty(0, np.uint64)
-    steps, end = unpack_column(data, count - 1, 8)
-    if end != len(data):
-        raise PeerMessageError(f"{len(data) - end} bytes follow an ascending column")
-    values = np.concatenate((np.frombuffer(data, "<u8", 1), steps)).cumsum(dtype=np.uint64)
-    # A sum beyond 64 bits comes out less than what it was added to.
-    if bool((values[1:] < values[:-1]).any()) or (strictly and not bool(steps.all())):
-        raise PeerMessageError("an ascending column does not ascend")
-    return values
-
-
 # --- names, ranges, roots ---
 
 
@@ -144,7 +122,7 @@ def root_of(digest: bytes, count: int) -> Root:
 
 def encode_floors(floors: NDArray[np.uint64], token_range: TokenRange) -> bytes:
     """The floors of the buckets of a range; nothing when all are 0."""
-    first, last = covering(token_range, _BUCKET_LEVEL)
+    first, last = covering(token_range, BUCKET_LEVEL)
     covered = floors[first : last + 1]
     return pack_column(covered) if covered.any() else b""
 
@@ -153,30 +131,36 @@ def decode_floors(data: bytes, token_range: TokenRange) -> NDArray[np.uint64]:
     """The inverse, shape (256,): 0 outside of the range."""
     floors = NO_FLOORS.copy()
     if data:
-        first, last = covering(token_range, _BUCKET_LEVEL)
+        first, last = covering(token_range, BUCKET_LEVEL)
         floors[first : last + 1], end = unpack_column(data, last + 1 - first)
         if end != len(data):
             raise PeerMessageError(f"{len(data) - end} bytes follow the floors")
     return floors
 
 
+def encode_version(version: int) -> bytes:
+    """A version in 8 bytes, big-endian, without the zeros at its end: those that stand for whole seconds are short."""
+    return version.to_bytes(8, "big").rstrip(b"\0")
+
+
+def decode_version(data: bytes) -> int:
+    """The inverse."""
+    if len(data) > 8 or data.endswith(b"\0"):
+        raise PeerMessageError(f"a version of {len(data)} bytes, or with zeros at its end")
+    return int.from_bytes(data.ljust(8, b"\0"), "big")
+
+
+def encode_hashes(hash_version: int, epoch: int) -> int:
+    """Which hashes are spoken, as one number."""
+    return epoch * _HASH_VERSIONS + hash_version
+
+
+def decode_hashes(hashes: int) -> tuple[int, int]:
+    """The inverse: version of the functions, and seed epoch."""
+    return hashes % _HASH_VERSIONS, hashes // _HASH_VERSIONS
+
+
 # --- requests ---
-
-
-def decode_indices(level: int, indices: bytes, count: int, *, level_max: int) -> NDArray[np.uint32]:
-    """Node indices of a request: known level, within it, strictly ascending, not too many. None given: all of them."""
-    if not 0 <= level <= min(level_max, TREE_DEPTH_MAX):
-        raise PeerMessageError(f"tree level {level}: 0 to {level_max} are allowed")
-    if not 0 <= count <= NODES_PER_REQUEST_MAX:
-        raise PeerMessageError(f"{count} node indices: at most {NODES_PER_REQUEST_MAX} are allowed")
-    if not count:
-        if indices or FAN_OUT**level > NODES_PER_REQUEST_MAX:
-            raise PeerMessageError(f"node indices of level {level} without a count")
-        return np.arange(FAN_OUT**level, dtype=np.uint32)
-    column = unpack_ascending(indices, count, strictly=True)
-    if int(column[-1]) >= FAN_OUT**level:
-        raise PeerMessageError(f"node {column[-1]} is beyond level {level}")
-    return column.astype(np.uint32)
 
 
 def encode_tokens(tokens: NDArray[np.uint64]) -> bytes:
@@ -196,35 +180,15 @@ def decode_tokens(tokens: bytes, token_range: TokenRange) -> NDArray[np.uint64]:
     return column
 
 
-# --- row digests ---
+# --- symbols ---
 
 
-def encode_digests(rows: RowDigests, *, with_digests: bool) -> pb.DigestsChunk:
-    """Row digests as a message."""
-    return pb.DigestsChunk(
-        row_count=len(rows),
-        tokens=pack_ascending(rows.tokens),
-        versions=pack_column(rows.versions),
-        digests=hashing.digest_bytes(rows.digests) if with_digests else b"",
-    )
-
-
-def decode_digests(chunk: pb.DigestsChunk, asked: NDArray[np.uint64], *, with_digests: bool) -> RowDigests:
-    """Row digests of a peer. ``asked``: first and last tokens of the ranges that were asked for, shape (n, 2)."""
-    count = chunk.row_count
-    if not 0 < count <= DIGESTS_PER_CHUNK_MAX:
-        raise PeerMessageError(f"{count} row digests in a chunk: 1 to {DIGESTS_PER_CHUNK_MAX} are allowed")
-    if len(chunk.digests) != (count * hashing.DIGEST_BYTES if with_digests else 0):
-        raise PeerMessageError("columns of row digests have different lengths")
-    tokens = unpack_ascending(chunk.tokens, count, strictly=False)
-    versions, end = unpack_column(chunk.versions, count)
-    if end != len(chunk.versions):
-        raise PeerMessageError(f"{len(chunk.versions) - end} bytes follow the versions")
-    within = np.searchsorted(asked[:, 0], tokens, "right").astype(np.int64) - 1
-    if bool((within < 0).any()) or bool((tokens > asked[within, 1]).any()):
-        raise PeerMessageError("row digests outside of the nodes that were asked for")
-    digests = hashing.digest_columns(chunk.digests) if with_digests else np.zeros((count, 2), np.uint64)
-    return RowDigests(tokens, versions, digests)
+def decode_first_symbols(data: bytes) -> Symbols | None:
+    """The first symbols of a range; None: there are none."""
+    try:
+        return Symbols.decode(data, FIRST_SYMBOLS) if data else None
+    except ValueError as error:
+        raise PeerMessageError(f"first symbols: {error}") from error
 
 
 # --- rows ---
@@ -257,13 +221,13 @@ def encode_rows(rows: Iterable[Row]) -> Iterator[RowsMessage]:
 
 def _rows_message(rows: list[Row]) -> RowsMessage:
     deleted = np.array([row.deleted for row in rows], np.bool_)
-    flags = b"\1" if deleted.all() else b"\2" + np.packbits(deleted, bitorder="little").tobytes()
+    kind = _MIXED if deleted.any() and not deleted.all() else int(deleted[0])
     columns = (
-        len(rows).to_bytes(2, "little"),
+        _pack_head(len(rows) << 2 | kind),
         pack_column(np.array([len(row.key) for row in rows], np.uint64)),
         pack_column(np.array([len(row.value) for row in rows], np.uint64)),
         pack_column(np.array([row.version for row in rows], np.uint64)),
-        flags if deleted.any() else b"\0",
+        np.packbits(deleted, bitorder="little").tobytes() if kind == _MIXED else b"",
         _combined([row.digest for row in rows]),
     )
     content = b"".join([row.key for row in rows]) + b"".join([row.value for row in rows])
@@ -282,16 +246,17 @@ def decode_rows(message: pb.RowColumns, within: TokenRange) -> list[Row]:
         PeerMessageError: anything is wrong with any of them.
     """
     data = message.columns
-    count = int.from_bytes(data[:2], "little")
-    if not 0 < count <= CHUNK_ROWS_MAX or message.ByteSize() > CHUNK_BYTES_MAX:
+    head, start = _unpack_head(data)
+    count, kind = head >> 2, head & 3
+    if not 0 < count <= CHUNK_ROWS_MAX or kind > _MIXED or message.ByteSize() > CHUNK_BYTES_MAX:
         raise PeerMessageError(
             f"a chunk of {count} rows in {message.ByteSize()} bytes: 1 to {CHUNK_ROWS_MAX} rows in at most "
             f"{CHUNK_BYTES_MAX} bytes are allowed"
         )
-    key_lengths, end = unpack_column(data, count, 2)
+    key_lengths, end = unpack_column(data, count, start)
     value_lengths, end = unpack_column(data, count, end)
     versions, end = unpack_column(data, count, end)
-    deleted, end = _unpack_flags(data, count, end)
+    deleted, end = _unpack_flags(data, count, kind, end)
     if len(data) - end != hashing.DIGEST_BYTES:
         raise PeerMessageError(f"{len(data) - end} bytes where the digest of {count} rows belongs")
     # Compared one by one first: a sum of absurd lengths could come out right beyond 64 bits.
@@ -308,14 +273,33 @@ def decode_rows(message: pb.RowColumns, within: TokenRange) -> list[Row]:
     return rows
 
 
-def _unpack_flags(data: bytes, count: int, start: int) -> tuple[NDArray[np.bool_], int]:
-    kind = data[start] if start < len(data) else 255
-    if kind in (0, 1):
-        return np.full(count, kind == 1), start + 1
-    end = start + 1 + (count + 7) // 8
-    if kind != 2 or end > len(data):
-        raise PeerMessageError("the flags of a chunk of rows are cut short or unknown")
-    bits = np.frombuffer(data, np.uint8, end - start - 1, start + 1)
+def _pack_head(number: int) -> bytes:
+    """A varint."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*encoded, number])
+
+
+def _unpack_head(data: bytes) -> tuple[int, int]:
+    """The number at the start of a chunk, and where it ends."""
+    number = 0
+    for at, byte in enumerate(data[:3]):
+        number |= (byte & 0x7F) << 7 * at
+        if byte < 0x80:
+            return number, at + 1
+    raise PeerMessageError("the number of rows in a chunk is cut short or absurd")
+
+
+def _unpack_flags(data: bytes, count: int, kind: int, start: int) -> tuple[NDArray[np.bool_], int]:
+    """Which of the rows are tombstones, and where that ends."""
+    if kind != _MIXED:
+        return np.full(count, kind == _ALL), start
+    end = start + (count + 7) // 8
+    if end > len(data):
+        raise PeerMessageError("the flags of a chunk of rows are cut short")
+    bits = np.frombuffer(data, np.uint8, end - start, start)
     return np.unpackbits(bits, count=count, bitorder="little").astype(np.bool_), end
 
 

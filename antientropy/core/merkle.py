@@ -71,6 +71,21 @@ class Level:
         """An independent copy."""
         return Level(self.high.copy(), self.low.copy(), self.counts.copy())
 
+    def reduced(self) -> Level:
+        """The level above."""
+        return Level(
+            np.bitwise_xor.reduce(self.high.reshape(-1, FAN_OUT), axis=1),
+            np.bitwise_xor.reduce(self.low.reshape(-1, FAN_OUT), axis=1),
+            self.counts.reshape(-1, FAN_OUT).sum(axis=1),
+        )
+
+    def same_as(self, other: Level, where: slice) -> bool:
+        """Whether some nodes are the same."""
+        return all(
+            bool((mine[where] == theirs[where]).all())
+            for mine, theirs in ((self.high, other.high), (self.low, other.low), (self.counts, other.counts))
+        )
+
     def cut(self, where: slice) -> Level:
         """An independent copy of some nodes, the others empty; memory is taken for those only."""
         size = len(self.counts)
@@ -104,6 +119,23 @@ class HashTree:
         tree = cls(depth_for(len(rows)) if depth is None else depth, epoch=epoch)
         tree.fold(rows.tokens, rows.digests, np.ones(len(rows), np.int8))
         return tree
+
+    @classmethod
+    def from_leaves(
+        cls, high: NDArray[np.uint64], low: NDArray[np.uint64], counts: NDArray[np.int64], *, epoch: int
+    ) -> HashTree:
+        """The tree above some leaves, 16**depth of them.
+
+        Raises:
+            ValueError: another number of them.
+        """
+        levels = [Level(high, low, counts)]
+        while len(levels[0].counts) > 1:
+            below = levels[0]
+            if len(below.counts) % FAN_OUT:
+                raise ValueError(f"{len(counts)} leaves make no tree")
+            levels.insert(0, below.reduced())
+        return cls(len(levels) - 1, levels, epoch=epoch)
 
     def fold(self, tokens: NDArray[np.uint64], digests: NDArray[np.uint64], signs: NDArray[np.int8]) -> None:
         """Take changes in: stored digests of shape (n, 2), signs +1 for a row that came and -1 for one that went.
@@ -224,10 +256,23 @@ class HashTree:
 
     def same_as(self, other: HashTree) -> bool:
         """Whether every node that both trees have is the same, not only the roots."""
+        return all(mine.same_as(theirs, slice(None)) for mine, theirs in zip(self.levels, other.levels, strict=False))
+
+    def same_below(self, other: HashTree, level: int, node: int) -> bool:
+        """Whether all nodes from one of a level downwards are the same; both trees are of one depth."""
         return all(
-            bool((mine.high == theirs.high).all() and (mine.low == theirs.low).all())
-            and bool((mine.counts == theirs.counts).all())
-            for mine, theirs in zip(self.levels, other.levels, strict=False)
+            self.levels[at].same_as(
+                other.levels[at], slice(node << 4 * max(0, at - level), (node + 1) << 4 * max(0, at - level))
+            )
+            for at in range(level, self.depth + 1)
+        )
+
+    def adds_up(self, level_last: int) -> bool:
+        """Whether every node above a level is what its children make."""
+        whole = slice(None)
+        return all(
+            self.levels[level].same_as(self.levels[level + 1].reduced(), whole)
+            for level in range(min(level_last, self.depth))
         )
 
     @property

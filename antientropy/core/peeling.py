@@ -74,7 +74,8 @@ class SketchDecoder:
         items: What was decoded so far; only those of sketches that are done are to be believed.
     """
 
-    def __init__(self, bits: int, nodes: Indices, epoch: int) -> None:
+    def __init__(self, bits: int, nodes: Indices, epoch: int, imbalance: int | None = None) -> None:
+        """``imbalance``: own rows less those of the peer, when it is known otherwise and there is one sketch."""
         count = len(nodes)
         self.bits: Final = bits
         self.nodes: Final = nodes
@@ -85,6 +86,7 @@ class SketchDecoder:
         self.items = Items.empty()
         self._symbols = Symbols.zero(0)
         self._decoded = np.zeros(count, np.int64)
+        self._imbalance = imbalance
         self._mask = np.uint64(token_mask(bits))
         self._prefixes = nodes.astype(np.uint64) << np.uint64(TOKEN_BITS - bits) if bits else np.zeros(count, np.uint64)
 
@@ -103,10 +105,10 @@ class SketchDecoder:
         offsets = np.cumsum(new) - new
         symbols = Symbols.zero(int(new.sum()))
         of, at = spans_of(np.zeros_like(old), old)
-        _put(symbols, offsets[of] + at, self._symbols)
+        symbols.put(offsets[of] + at, self._symbols)
         of, at = spans_of(old[which], new[which])
         fresh = offsets[which][of] + at
-        _put(symbols, fresh, differences)
+        symbols.put(fresh, differences)
         self.lengths, self._symbols = new, symbols
         self._peel(fresh, offsets)
         self._settle(offsets)
@@ -120,16 +122,19 @@ class SketchDecoder:
         left = self.imbalances()
         of, at = spans_of(np.zeros_like(self.lengths), self.lengths)
         shares = 2.0 / (at + 2.0)
-        deviations: NDArray[np.float64] = self._symbols.counts - shares * left[of]
+        # Counts are known modulo 2**16; deviations are the square root of a number of rows.
+        deviations: NDArray[np.float64] = (self._symbols.counts - shares * left[of] + 2**15) % 2**16 - 2**15
         # The first symbol holds every item: it says nothing but the imbalance.
         variances = np.where(at > 0, shares * (1.0 - shares), 1.0)
         squares = np.where(at > 0, deviations**2 / variances, 0.0)
-        means = np.bincount(of, squares, len(left)).astype(np.float64) / np.maximum(self.lengths - 1, 1)
-        estimates: NDArray[np.float64] = self._decoded + np.maximum(means, np.abs(left))
-        return estimates
+        means: NDArray[np.float64] = np.bincount(of, squares, len(left)) / np.maximum(self.lengths - 1, 1)
+        least = np.abs(left).astype(np.float64)
+        return np.maximum(means, least) + self._decoded
 
     def imbalances(self) -> Indices:
         """Own items less those of the peer that are not yet decoded, of each sketch. Shape (k,)."""
+        if self._imbalance is not None:
+            return np.array([self._imbalance - int(self.items.signs.sum())])
         firsts = np.cumsum(self.lengths) - self.lengths
         imbalances = np.zeros(len(self.nodes), np.int64)
         some = self.lengths > 0
@@ -225,9 +230,3 @@ class SketchDecoder:
         twice = (seeds[1:] == seeds[:-1]) & (sketches[1:] == sketches[:-1])
         self.failed[sketches[1:][twice]] = True
         self.done |= fresh & ~self.failed
-
-
-def _put(symbols: Symbols, cells: Indices, values: Symbols) -> None:
-    symbols.tokens[cells] = values.tokens
-    symbols.versions[cells] = values.versions
-    symbols.marks[cells] = values.marks

@@ -78,6 +78,16 @@ class Symbols:
         """The symbols of the difference: items of the other side count -1."""
         return Symbols(self.tokens - other.tokens, self.versions - other.versions, self.marks - other.marks)
 
+    def plus(self, other: Symbols) -> Symbols:
+        """The symbols of the items of both."""
+        return Symbols(self.tokens + other.tokens, self.versions + other.versions, self.marks + other.marks)
+
+    def put(self, where: Indices, values: Symbols) -> None:
+        """Replace some of the symbols."""
+        self.tokens[where] = values.tokens
+        self.versions[where] = values.versions
+        self.marks[where] = values.marks
+
     def take(self, where: Indices | slice) -> Symbols:
         """Some of the symbols."""
         return Symbols(self.tokens[where], self.versions[where], self.marks[where])
@@ -146,7 +156,7 @@ def spans_of(firsts: Indices, lasts: Indices) -> tuple[Indices, Indices]:
 # --- items ---
 
 
-def _mix(column: U64) -> U64:
+def mix(column: U64) -> U64:
     """The finalizer of splitmix64: a non-linear permutation of 64 bits."""
     mixed: U64 = (column ^ (column >> np.uint64(30))) * _MIX_1
     mixed ^= mixed >> np.uint64(27)
@@ -157,9 +167,9 @@ def _mix(column: U64) -> U64:
 
 def hashes(tokens: U64, versions: U64, epoch: int) -> tuple[U64, U64]:
     """For each item the odd seed of its walk through the symbols, and its mark."""
-    salt = _mix(np.array([epoch % 2**64], np.uint64) + _GOLDEN)
-    mixed = _mix(_mix(tokens + salt) + versions * _GOLDEN)
-    marks = (_mix(mixed + _MIX_2) << np.uint64(_COUNT_BITS)) | _ONE
+    salt = mix(np.array([epoch % 2**64], np.uint64) + _GOLDEN)
+    mixed = mix(mix(tokens + salt) + versions * _GOLDEN)
+    marks = (mix(mixed + _MIX_2) << np.uint64(_COUNT_BITS)) | _ONE
     return mixed | _ONE, marks
 
 

@@ -250,6 +250,25 @@ class LmdbRowStore:
                 batch.remove_tombstone(listed)
         return len(found), following
 
+    def quarantine(self, names: Sequence[bytes]) -> int:
+        """Move rows that do not match their digest aside; see :class:`~antientropy.store.QuarantiningStore`."""
+        moved = 0
+        for first in range(0, len(names), SLICE_ROWS_MAX):
+            self._background.wait_for_turn()
+            try:
+                self._check_open()
+                with self._writing() as batch:
+                    for place in names[first : first + SLICE_ROWS_MAX]:
+                        moved += batch.quarantine_if_damaged(place)
+            finally:
+                self._background.end_turn()
+        return moved
+
+    def quarantined(self) -> dict[bytes, bytes]:
+        """Rows that were moved aside: by key, header and value as they were found."""
+        with self._reading() as transaction, transaction.cursor(db=self._databases.quarantine) as cursor:
+            return {place[TOKEN.size :]: stored for place, stored in cursor}
+
     def read_mark(self, name: str) -> bytes | None:
         """See :class:`~antientropy.store.RowStore`."""
         with self._reading() as transaction:

@@ -11,6 +11,7 @@ from antientropy.core.floors import is_below
 from antientropy.core.rows import Changes, Row
 from antientropy.store import check_row
 from antientropy.stores.lmdb_files import HEADER, TOKEN, TOMBSTONE, Databases, tombstone_place
+from antientropy.stores.lmdb_reader import is_sound
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +112,15 @@ class WriteBatch:
         if len(stored) >= HEADER.size:
             self._went(place, TOKEN.unpack_from(place)[0], *HEADER.unpack_from(stored))
 
-    def quarantine(self, place: bytes, stored: bytes) -> None:
-        """Move a damaged row aside, as it is: it no longer counts."""
+    def quarantine_if_damaged(self, place: bytes) -> bool:
+        """Move a row aside as it is, if it does not match its digest: it no longer counts. Whether it was so."""
+        found = self.transaction.get(place)
+        stored = None if found is None else bytes(found)
+        if stored is None or is_sound(place, stored):
+            return False
         self.transaction.put(place, stored, db=self._databases.quarantine)
         self.remove(place, stored)
+        return True
 
     def _went(self, place: bytes, token: int, version: int, flags: int, digest: bytes) -> None:
         if flags & TOMBSTONE:

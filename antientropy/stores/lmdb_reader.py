@@ -17,6 +17,7 @@ from antientropy.core.rows import Row, RowDigests
 from antientropy.core.tokens import TOKEN_MAX, TokenRange
 from antientropy.errors import StoreClosedError, StoreCorruptError
 from antientropy.limits import DIGESTS_PER_CHUNK_MAX
+from antientropy.store import Reread
 from antientropy.stores.lmdb_files import HEADER, TOKEN, TOMBSTONE, Databases, translated
 
 #: Token and header as a numpy record: what a scan takes of a row.
@@ -124,8 +125,8 @@ class LmdbReader:
             for place, stored in found:
                 yield checked_row(self._path, place, stored)
 
-    def damaged(self, token_range: TokenRange) -> Iterator[tuple[int, int, list[bytes]]]:
-        """Re-read all rows of a range: for each turn rows read, their bytes, and the keys of those that are damaged."""
+    def reread(self, token_range: TokenRange) -> Iterator[Reread]:
+        """Read all rows of a range again; tells the places of those that are damaged."""
         start: bytes | None = TOKEN.pack(token_range.first)
         while start is not None:
             found: list[tuple[bytes, bytes]] = []
@@ -141,8 +142,9 @@ class LmdbReader:
                         break
                     found.append((place, bytes(cursor.value())))
                     more = cursor.next()
-            damaged = [place[TOKEN.size :] for place, stored in found if not is_sound(place, stored)]
-            yield len(found), sum(len(place) + len(stored) for place, stored in found), damaged
+            row_bytes = sum(len(place) + len(stored) for place, stored in found)
+            damaged = tuple(place for place, stored in found if not is_sound(place, stored))
+            yield Reread(len(found), row_bytes, damaged)
 
     def tombstones(self, before_version: int) -> Iterator[RowDigests]:
         """Tombstones with a lesser version, oldest first."""

@@ -14,9 +14,9 @@ from antientropy.core import floors as purge_floors
 from antientropy.core import hashing
 from antientropy.core.rows import Changes, Row, RowDigests
 from antientropy.core.tokens import TokenRange
-from antientropy.errors import StoreClosedError, StoreError
+from antientropy.errors import StoreClosedError, StoreCorruptError, StoreError
 from antientropy.limits import DIGESTS_PER_CHUNK_MAX, ROWS_PER_READ_MAX
-from antientropy.store import Listener, check_mark, check_row
+from antientropy.store import Listener, Reread, check_mark, check_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,10 @@ class _Stored:
     @property
     def place(self) -> tuple[int, bytes]:
         return self.token, self.row.key
+
+    @property
+    def is_sound(self) -> bool:
+        return self.row.digest == self.digest
 
 
 class _View:
@@ -148,6 +152,16 @@ class MemoryRowStore:
             self._report(log)
         return len(gone)
 
+    def quarantine(self, names: Sequence[bytes]) -> int:
+        """Drop rows that do not match their digest; see :class:`~antientropy.store.QuarantiningStore`."""
+        with self._lock:
+            found = [stored for key in names if (stored := self._rows.get(key)) is not None and not stored.is_sound]
+            log: list[tuple[_Stored, int]] = []
+            for stored in found:
+                self._remove(stored, log)
+            self._report(log)
+        return len(found)
+
     def read_mark(self, name: str) -> bytes | None:
         """See :class:`~antientropy.store.RowStore`."""
         with self._lock:
@@ -252,7 +266,15 @@ class MemoryReader:
         """The rows at these tokens."""
         for token in tokens:
             for stored in self._open().between(TokenRange(token, token)):
+                if not stored.is_sound:
+                    raise StoreCorruptError(f"the row at token {token} does not match its digest; scrub this replica")
                 yield stored.row
+
+    def reread(self, token_range: TokenRange) -> Iterator[Reread]:
+        """Hash all rows of a range again."""
+        for stored in self._open().between(token_range):
+            row = stored.row
+            yield Reread(1, len(row.key) + len(row.value), () if stored.is_sound else (row.key,))
 
     def tombstones(self, before_version: int) -> Iterator[RowDigests]:
         """Tombstones with a lesser version, oldest first."""

@@ -52,7 +52,6 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
         for method in (
             Method("Compare", Shape.UNARY, pb.CompareRequest, pb.CompareResponse),
             Method("Locate", Shape.UNARY, pb.LocateRequest, pb.LocateResponse),
-            Method("ListDigests", Shape.RESPONSE_STREAM, pb.ListDigestsRequest, pb.DigestsChunk),
             Method("Fetch", Shape.RESPONSE_STREAM, pb.FetchRequest, pb.RowColumns),
             Method("Push", Shape.REQUEST_STREAM, pb.PushRequest, pb.PushResponse),
             Method("Send", Shape.UNARY, pb.SendRequest, pb.SendResponse),

@@ -7,10 +7,8 @@ Every byte here but keys and values of rows is overhead, so: columns travel pack
 the coordinator chooses the name of a session, and a session closes with the comparison that finds both sides equal.
 
 A packed column of n unsigned integers is one byte (upper 4 bits: bytes of the base b; lower 4 bits: bytes w of an
-entry), the base in b bytes, then n entries of w bytes; an entry is its value less the base. A packed ascending column
-is its first value in 8 bytes (none if n = 0), then the packed column of the n - 1 steps. All little-endian, but
-digests: 16 bytes, big-endian. The tree has a fan-out of 16 over the prefixes of tokens; node `index` of `level` covers the tokens
-whose first 4 * level bits are `index`. A bucket is a node of level 2: 1/256 of the token line.
+entry), the base in b bytes, then n entries of w bytes; an entry is its value less the base. All little-endian, but
+digests: 16 bytes, big-endian. A bucket is 1/256 of the token line.
 """
 
 from google.protobuf import descriptor as _descriptor
@@ -37,76 +35,88 @@ class CompareRequest(_message.Message):
 
     class _OpenEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[CompareRequest._Open.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
-        OPEN_NONE: CompareRequest._Open.ValueType  # 0
-        """Only compare. An open session closes."""
-        OPEN_IF_UNEQUAL: CompareRequest._Open.ValueType  # 1
-        OPEN_ALWAYS: CompareRequest._Open.ValueType  # 2
+        OPEN_IF_UNEQUAL: CompareRequest._Open.ValueType  # 0
+        OPEN_ALWAYS: CompareRequest._Open.ValueType  # 1
         """Also when equal: then without a snapshot, to take rows that other replicas lack too."""
+        OPEN_NONE: CompareRequest._Open.ValueType  # 2
+        """Only compare. An open session closes."""
 
     class Open(_Open, metaclass=_OpenEnumTypeWrapper): ...
-    OPEN_NONE: CompareRequest.Open.ValueType  # 0
-    """Only compare. An open session closes."""
-    OPEN_IF_UNEQUAL: CompareRequest.Open.ValueType  # 1
-    OPEN_ALWAYS: CompareRequest.Open.ValueType  # 2
+    OPEN_IF_UNEQUAL: CompareRequest.Open.ValueType  # 0
+    OPEN_ALWAYS: CompareRequest.Open.ValueType  # 1
     """Also when equal: then without a snapshot, to take rows that other replicas lack too."""
+    OPEN_NONE: CompareRequest.Open.ValueType  # 2
+    """Only compare. An open session closes."""
 
     SESSION_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    ROOT_DIGEST_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    FLOORS_FIELD_NUMBER: _builtins.int
     KEYSPACE_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     TOKENS_AFTER_FIELD_NUMBER: _builtins.int
-    HASH_VERSION_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
-    ROOT_DIGEST_FIELD_NUMBER: _builtins.int
-    ROW_COUNT_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
-    FLOORS_FIELD_NUMBER: _builtins.int
-    OPEN_FIELD_NUMBER: _builtins.int
     REPAIRED_VERSION_FIELD_NUMBER: _builtins.int
+    CONFIRMED_SESSION_FIELD_NUMBER: _builtins.int
     PURGE_VERSION_FIELD_NUMBER: _builtins.int
+    FORCED_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     """Chosen by the coordinator, greater than that of its earlier sessions. 0 with OPEN_NONE only."""
+    turn: _builtins.int
+    """0, 1, ... of one session: a repeated request has the same one, an earlier one is late."""
+    open: Global___CompareRequest.Open.ValueType
+    hashes: _builtins.int
+    """16 * the seed epoch of hashes + the version of their functions. Unequal ones cannot be compared. 0: as in the last
+    request that has opened the session.
+    """
+    root_digest: _builtins.bytes
+    """16 bytes: XOR of the epoch digests of all rows of the range, and how many they are. Empty: no rows."""
+    row_count: _builtins.int
+    floors: _builtins.bytes
+    """Floors of the buckets of the range: tombstones with a lesser version are left out. Empty: all 0."""
     keyspace: _builtins.str
-    """Absent when the session is open, with all up to `owner`."""
+    """Absent when the session is open, with all that follow: the session knows them."""
     first_token: _builtins.int
     """The range, both ends inclusive: absent numbers are every token."""
     tokens_after: _builtins.int
     """2**64 - 1 less the last token."""
-    hash_version: _builtins.int
-    """Which hash of rows and nodes is spoken. Unequal ones cannot be compared."""
     owner: _builtins.str
     """The coordinator's endpoint: who holds the lease on the range, for people and for a new session of the same owner."""
-    root_digest: _builtins.bytes
-    """16 bytes: XOR of the epoch digests of all rows of the range, and how many they are. Empty: no rows."""
-    row_count: _builtins.int
-    epoch: _builtins.int
-    """The seed of the hashes in the digest above."""
-    floors: _builtins.bytes
-    """Packed column over the buckets of the range: tombstones with a lesser version are left out. Empty: all 0."""
-    open: Global___CompareRequest.Open.ValueType
-    repaired_version: _builtins.int
-    """If equal, the range counts as repaired up to this version. 0: it does not."""
-    purge_version: _builtins.int
-    """Every replica has acknowledged that it is repaired up to here: older tombstones may be purged. 0: nothing new."""
+    repaired_version: _builtins.bytes
+    """Versions below travel as 8 bytes, big-endian, without zeros at their end. Empty: 0.
+    If the session turns out complete, it counts up to this version: no older row is taken but from repair from now on.
+    """
+    confirmed_session: _builtins.int
+    """An earlier session of the coordinator that was complete: recorded as repaired, durably. 0: none."""
+    purge_version: _builtins.bytes
+    """Every replica has recorded that it is repaired up to here: older tombstones may be purged."""
+    forced: _builtins.bool
+    """A replica that was away for too long takes part all the same; no tombstone is left out, whatever the floors."""
     def __init__(
         self,
         *,
         session: _builtins.int = ...,
+        turn: _builtins.int = ...,
+        open: Global___CompareRequest.Open.ValueType = ...,
+        hashes: _builtins.int = ...,
+        root_digest: _builtins.bytes = ...,
+        row_count: _builtins.int = ...,
+        floors: _builtins.bytes = ...,
         keyspace: _builtins.str = ...,
         first_token: _builtins.int = ...,
         tokens_after: _builtins.int = ...,
-        hash_version: _builtins.int = ...,
         owner: _builtins.str = ...,
-        root_digest: _builtins.bytes = ...,
-        row_count: _builtins.int = ...,
-        epoch: _builtins.int = ...,
-        floors: _builtins.bytes = ...,
-        open: Global___CompareRequest.Open.ValueType = ...,
-        repaired_version: _builtins.int = ...,
-        purge_version: _builtins.int = ...,
+        repaired_version: _builtins.bytes = ...,
+        confirmed_session: _builtins.int = ...,
+        purge_version: _builtins.bytes = ...,
+        forced: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "first_token", b"first_token", "floors", b"floors", "hash_version", b"hash_version", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_session", b"confirmed_session", "first_token", b"first_token", "floors", b"floors", "forced", b"forced", "hashes", b"hashes", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -117,22 +127,25 @@ class CompareResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EQUAL_FIELD_NUMBER: _builtins.int
-    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    ROWS_MORE_FIELD_NUMBER: _builtins.int
     SYMBOLS_FIELD_NUMBER: _builtins.int
-    TREE_DEPTH_FIELD_NUMBER: _builtins.int
     FLOORS_FIELD_NUMBER: _builtins.int
-    EPOCH_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    REPAIRED_VERSION_FIELD_NUMBER: _builtins.int
     equal: _builtins.bool
-    row_count: _builtins.int
-    """The rest is set when not equal."""
+    rows_more: _builtins.int
+    """The rest is set when not equal, but `repaired_version`.
+    Rows of the range here, less those of the request.
+    """
     symbols: _builtins.bytes
-    """First symbols of the sketch of the range, see Locate. Empty: no session is open."""
-    tree_depth: _builtins.int
+    """First symbols of the sketch of the range, see Locate. Empty: no snapshot is open."""
     floors: _builtins.bytes
-    """Packed column as in the request: the greatest floors of both sides. Empty: those of the request."""
-    epoch: _builtins.int
-    """Set when it is not that of the request: whose epoch is less builds its hashes anew, then it is asked again."""
+    """As in the request: the greatest floors of both sides. Empty: those of the request."""
+    hashes: _builtins.int
+    """Set when `hashes` differ: the own ones. Whose epoch is less builds its hashes anew, then it is asked again."""
+    repaired_version: _builtins.bytes
+    """Answers `confirmed_session`: up to which version all buckets of the range are recorded as repaired."""
     @_builtins.property
     def refusal(self) -> Global___Refusal:
         """Set: nothing was compared, no session is open."""
@@ -141,16 +154,16 @@ class CompareResponse(_message.Message):
         self,
         *,
         equal: _builtins.bool = ...,
-        row_count: _builtins.int = ...,
+        rows_more: _builtins.int = ...,
         symbols: _builtins.bytes = ...,
-        tree_depth: _builtins.int = ...,
         floors: _builtins.bytes = ...,
-        epoch: _builtins.int = ...,
+        hashes: _builtins.int = ...,
         refusal: Global___Refusal | None = ...,
+        repaired_version: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "equal", b"equal", "floors", b"floors", "refusal", b"refusal", "row_count", b"row_count", "symbols", b"symbols", "tree_depth", b"tree_depth"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["equal", b"equal", "floors", b"floors", "hashes", b"hashes", "refusal", b"refusal", "repaired_version", b"repaired_version", "rows_more", b"rows_more", "symbols", b"symbols"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -207,6 +220,7 @@ class Refusal(_message.Message):
     holder: _builtins.str
     """Who holds the lease."""
     retry_after_ms: _builtins.int
+    """0: nothing is known."""
     def __init__(
         self,
         *,
@@ -231,7 +245,7 @@ class LocateRequest(_message.Message):
     BODY_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     body: _builtins.bytes
-    """See core/locate.py."""
+    """A packed LocateRequest of core/requests.py."""
     def __init__(
         self,
         *,
@@ -252,6 +266,7 @@ class LocateResponse(_message.Message):
 
     BODY_FIELD_NUMBER: _builtins.int
     body: _builtins.bytes
+    """A packed LocateAnswer, which takes the request to be read."""
     def __init__(
         self,
         *,
@@ -264,74 +279,6 @@ class LocateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LocateResponse: _TypeAlias = LocateResponse  # noqa: Y015
-
-@_typing.final
-class ListDigestsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_FIELD_NUMBER: _builtins.int
-    LEVEL_FIELD_NUMBER: _builtins.int
-    INDICES_FIELD_NUMBER: _builtins.int
-    INDEX_COUNT_FIELD_NUMBER: _builtins.int
-    WITH_DIGESTS_FIELD_NUMBER: _builtins.int
-    FROM_TOKEN_FIELD_NUMBER: _builtins.int
-    session: _builtins.int
-    level: _builtins.int
-    indices: _builtins.bytes
-    """Packed ascending, as in Locate; empty: all nodes of the level."""
-    index_count: _builtins.int
-    with_digests: _builtins.bool
-    """False: tokens and versions only."""
-    from_token: _builtins.int
-    """Rows at lesser tokens are left out: they have arrived before the call was cut off."""
-    def __init__(
-        self,
-        *,
-        session: _builtins.int = ...,
-        level: _builtins.int = ...,
-        indices: _builtins.bytes = ...,
-        index_count: _builtins.int = ...,
-        with_digests: _builtins.bool = ...,
-        from_token: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_token", b"from_token", "index_count", b"index_count", "indices", b"indices", "level", b"level", "session", b"session", "with_digests", b"with_digests"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListDigestsRequest: _TypeAlias = ListDigestsRequest  # noqa: Y015
-
-@_typing.final
-class DigestsChunk(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ROW_COUNT_FIELD_NUMBER: _builtins.int
-    TOKENS_FIELD_NUMBER: _builtins.int
-    VERSIONS_FIELD_NUMBER: _builtins.int
-    DIGESTS_FIELD_NUMBER: _builtins.int
-    row_count: _builtins.int
-    tokens: _builtins.bytes
-    """Packed ascending; several rows may share a token."""
-    versions: _builtins.bytes
-    """Packed."""
-    digests: _builtins.bytes
-    """16 bytes each, or empty."""
-    def __init__(
-        self,
-        *,
-        row_count: _builtins.int = ...,
-        tokens: _builtins.bytes = ...,
-        versions: _builtins.bytes = ...,
-        digests: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "row_count", b"row_count", "tokens", b"tokens", "versions", b"versions"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DigestsChunk: _TypeAlias = DigestsChunk  # noqa: Y015
 
 @_typing.final
 class FetchRequest(_message.Message):
@@ -365,10 +312,10 @@ class RowColumns(_message.Message):
     COLUMNS_FIELD_NUMBER: _builtins.int
     CONTENT_FIELD_NUMBER: _builtins.int
     columns: _builtins.bytes
-    """n in 2 bytes; packed column of the lengths of keys; packed column of the lengths of values; packed column of
-    versions; one byte: 0 no tombstones, 1 only tombstones, 2 bits follow (n of them, first row in the lowest bit);
-    16 bytes: XOR of the digests of the rows. The receiver computes them from what it got, and refuses the chunk if the
-    XOR is another one.
+    """A varint 4 * n + kind; packed column of the lengths of keys; packed column of the lengths of values; packed column of
+    versions; n bits that tell tombstones, the first row in the lowest bit (kind 0: there are none; 1: all are
+    tombstones; 2: the bits are here); 16 bytes: XOR of the digests of the rows. The receiver computes them from what it
+    got, and refuses the chunk if the XOR is another one.
     """
     content: _builtins.bytes
     """All keys, then all values."""
@@ -477,11 +424,14 @@ class SendResponse(_message.Message):
     ROWS_APPLIED_FIELD_NUMBER: _builtins.int
     ROW_BYTES_FIELD_NUMBER: _builtins.int
     OTHER_BYTES_FIELD_NUMBER: _builtins.int
+    TARGET_FAILURE_FIELD_NUMBER: _builtins.int
     rows_sent: _builtins.int
     rows_applied: _builtins.int
     row_bytes: _builtins.int
     """Keys and values, and everything else that travelled to the target and back."""
     other_bytes: _builtins.int
+    target_failure: _builtins.str
+    """Set: the target failed, and how; what was sent before that is counted above."""
     def __init__(
         self,
         *,
@@ -489,10 +439,11 @@ class SendResponse(_message.Message):
         rows_applied: _builtins.int = ...,
         row_bytes: _builtins.int = ...,
         other_bytes: _builtins.int = ...,
+        target_failure: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["other_bytes", b"other_bytes", "row_bytes", b"row_bytes", "rows_applied", b"rows_applied", "rows_sent", b"rows_sent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["other_bytes", b"other_bytes", "row_bytes", b"row_bytes", "rows_applied", b"rows_applied", "rows_sent", b"rows_sent", "target_failure", b"target_failure"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -44,11 +44,6 @@ class ReplicaServiceStub(object):
                 request_serializer=antientropy_dot_v1_dot_repair__pb2.LocateRequest.SerializeToString,
                 response_deserializer=antientropy_dot_v1_dot_repair__pb2.LocateResponse.FromString,
                 _registered_method=True)
-        self.ListDigests = channel.unary_stream(
-                '/antientropy.v1.ReplicaService/ListDigests',
-                request_serializer=antientropy_dot_v1_dot_repair__pb2.ListDigestsRequest.SerializeToString,
-                response_deserializer=antientropy_dot_v1_dot_repair__pb2.DigestsChunk.FromString,
-                _registered_method=True)
         self.Fetch = channel.unary_stream(
                 '/antientropy.v1.ReplicaService/Fetch',
                 request_serializer=antientropy_dot_v1_dot_repair__pb2.FetchRequest.SerializeToString,
@@ -89,13 +84,6 @@ class ReplicaServiceServicer(object):
 
     def Locate(self, request, context):
         """One step of finding the difference: symbols of sketches, hashes of nodes, tokens and versions.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ListDigests(self, request, context):
-        """Rows below some nodes without keys and values, in the order of tokens.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,11 +136,6 @@ def add_ReplicaServiceServicer_to_server(servicer, server):
                     servicer.Locate,
                     request_deserializer=antientropy_dot_v1_dot_repair__pb2.LocateRequest.FromString,
                     response_serializer=antientropy_dot_v1_dot_repair__pb2.LocateResponse.SerializeToString,
-            ),
-            'ListDigests': grpc.unary_stream_rpc_method_handler(
-                    servicer.ListDigests,
-                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.ListDigestsRequest.FromString,
-                    response_serializer=antientropy_dot_v1_dot_repair__pb2.DigestsChunk.SerializeToString,
             ),
             'Fetch': grpc.unary_stream_rpc_method_handler(
                     servicer.Fetch,
@@ -234,33 +217,6 @@ class ReplicaService(object):
             '/antientropy.v1.ReplicaService/Locate',
             antientropy_dot_v1_dot_repair__pb2.LocateRequest.SerializeToString,
             antientropy_dot_v1_dot_repair__pb2.LocateResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListDigests(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/antientropy.v1.ReplicaService/ListDigests',
-            antientropy_dot_v1_dot_repair__pb2.ListDigestsRequest.SerializeToString,
-            antientropy_dot_v1_dot_repair__pb2.DigestsChunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,10 +7,8 @@ Every byte here but keys and values of rows is overhead, so: columns travel pack
 the coordinator chooses the name of a session, and a session closes with the comparison that finds both sides equal.
 
 A packed column of n unsigned integers is one byte (upper 4 bits: bytes of the base b; lower 4 bits: bytes w of an
-entry), the base in b bytes, then n entries of w bytes; an entry is its value less the base. A packed ascending column
-is its first value in 8 bytes (none if n = 0), then the packed column of the n - 1 steps. All little-endian, but
-digests: 16 bytes, big-endian. The tree has a fan-out of 16 over the prefixes of tokens; node `index` of `level` covers the tokens
-whose first 4 * level bits are `index`. A bucket is a node of level 2: 1/256 of the token line.
+entry), the base in b bytes, then n entries of w bytes; an entry is its value less the base. All little-endian, but
+digests: 16 bytes, big-endian. A bucket is 1/256 of the token line.
 """
 
 from antientropy.v1 import repair_pb2 as _repair_pb2
@@ -47,8 +45,6 @@ class ReplicaServiceStub:
     """
     Locate: _grpc.UnaryUnaryMultiCallable[_repair_pb2.LocateRequest, _repair_pb2.LocateResponse]
     """One step of finding the difference: symbols of sketches, hashes of nodes, tokens and versions."""
-    ListDigests: _grpc.UnaryStreamMultiCallable[_repair_pb2.ListDigestsRequest, _repair_pb2.DigestsChunk]
-    """Rows below some nodes without keys and values, in the order of tokens."""
     Fetch: _grpc.UnaryStreamMultiCallable[_repair_pb2.FetchRequest, _repair_pb2.RowColumns]
     """The rows at some tokens, in the order of tokens."""
     Push: _grpc.StreamUnaryMultiCallable[_repair_pb2.PushRequest, _repair_pb2.PushResponse]
@@ -69,8 +65,6 @@ class ReplicaServiceAsyncStub(ReplicaServiceStub):
     """
     Locate: _aio.UnaryUnaryMultiCallable[_repair_pb2.LocateRequest, _repair_pb2.LocateResponse]  # type: ignore[assignment]
     """One step of finding the difference: symbols of sketches, hashes of nodes, tokens and versions."""
-    ListDigests: _aio.UnaryStreamMultiCallable[_repair_pb2.ListDigestsRequest, _repair_pb2.DigestsChunk]  # type: ignore[assignment]
-    """Rows below some nodes without keys and values, in the order of tokens."""
     Fetch: _aio.UnaryStreamMultiCallable[_repair_pb2.FetchRequest, _repair_pb2.RowColumns]  # type: ignore[assignment]
     """The rows at some tokens, in the order of tokens."""
     Push: _aio.StreamUnaryMultiCallable[_repair_pb2.PushRequest, _repair_pb2.PushResponse]  # type: ignore[assignment]
@@ -100,14 +94,6 @@ class ReplicaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_repair_pb2.LocateResponse, _abc.Awaitable[_repair_pb2.LocateResponse]]:
         """One step of finding the difference: symbols of sketches, hashes of nodes, tokens and versions."""
-
-    @_abc_1.abstractmethod
-    def ListDigests(
-        self,
-        request: _repair_pb2.ListDigestsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_repair_pb2.DigestsChunk], _abc.AsyncIterator[_repair_pb2.DigestsChunk]]:
-        """Rows below some nodes without keys and values, in the order of tokens."""
 
     @_abc_1.abstractmethod
     def Fetch(
