@@ -9,7 +9,7 @@ fixed keeps the least pause), a bounded number of times. Everything that can go 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -229,6 +229,7 @@ class PeerClient:
         confirmed_session: int = 0,
         purge_version: int = 0,
         forced: bool = False,
+        replicas: Sequence[str] = (),
     ) -> RootsAnswer:
         """Compare the own root with the peer's, and open, renew or close the session there. One round trip.
 
@@ -245,6 +246,8 @@ class PeerClient:
             confirmed_session: An earlier session of this range (its name) that was complete: recorded durably if the
                 peer took part in it since its last start.
             purge_version: Every replica has recorded that it is repaired up to here.
+            replicas: Endpoints of all replicas of the range, the own one too: told with ``repaired_version``, and
+                refused (NOT_A_REPLICA) by a peer that sees another ring. Empty: not compared.
             forced: Also with a replica that was away for too long; no tombstone is left out on either side.
 
         Raises:
@@ -271,6 +274,8 @@ class PeerClient:
             request.owner = self._owner
             request.repaired_version = wire.encode_version(repaired_version)
             request.confirmed_session = confirmed_session
+            if repaired_version and replicas:
+                request.replicas = wire.hash_of_replicas(replicas)
             request.purge_version = wire.encode_version(purge_version)
         answer = await self._unary("Compare", request, pb.CompareResponse)
         with self._peer_errors():
@@ -314,24 +319,25 @@ class PeerClient:
     async def fetch(self, tokens: NDArray[np.uint64]) -> AsyncGenerator[list[Row], None]:
         """The rows at some tokens (strictly ascending), chunk by chunk, each checked whole against its digest.
 
-        What is cut off is asked for again from its last token on; no row is given twice.
+        What is cut off is asked for again, but what has arrived; no row is given twice.
         """
         wanted = frozenset(tokens.tolist())
-        last, keys_at_last = -1, frozenset[bytes]()
+        keys: set[bytes] = set()
+        whole: set[int] = set()
         attempt = 0
         while True:
-            left = tokens[tokens >= np.uint64(max(last, 0))]
+            left = np.array([token for token in tokens.tolist() if token not in whole], np.uint64)
             request = pb.FetchRequest(session=self.session, tokens=wire.encode_tokens(left))
             try:
                 async with aclosing(self._chunks("Fetch", request, attempt)) as messages:
                     async for message in messages:
-                        rows = await self._in_thread(self._rows_of, _typed(message, pb.RowColumns), wanted, last)
-                        rows = [row for row in rows if row.token > last or row.key not in keys_at_last]
+                        arrived = await self._in_thread(self._rows_of, _typed(message, pb.RowColumns), wanted)
+                        rows = [row for row in arrived if row.key not in keys]
                         if not rows:
                             continue
-                        before, last = last, rows[-1].token
-                        at_last = frozenset(row.key for row in rows if row.token == last)
-                        keys_at_last = at_last | keys_at_last if last == before else at_last
+                        keys.update(row.key for row in rows)
+                        # The last token may have more rows in the next chunk.
+                        whole.update(row.token for row in rows if row.token != rows[-1].token)
                         attempt = 0
                         await self._spend(message.ByteSize(), len(rows))
                         yield rows
@@ -340,12 +346,12 @@ class PeerClient:
             else:
                 return
 
-    def _rows_of(self, message: pb.RowColumns, wanted: frozenset[int], last: int) -> list[Row]:
+    def _rows_of(self, message: pb.RowColumns, wanted: frozenset[int]) -> list[Row]:
         """Decode and check a chunk of rows. Runs in a worker thread."""
         with self._peer_errors():
             rows = wire.decode_rows(message, self._range)
-            if rows[0].token < last or any(row.token not in wanted for row in rows):
-                raise PeerMessageError("rows that were not asked for, or out of order")
+            if any(row.token not in wanted for row in rows):
+                raise PeerMessageError("rows that were not asked for")
             return rows
 
     async def push(self, rows: Callable[[], Iterator[Row]]) -> Moved:

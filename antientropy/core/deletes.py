@@ -68,7 +68,8 @@ Ways in which a deleted row could come back, and what closes them:
  * A forced repair of an unclean replica: it may bring deleted rows back. That is its named risk. Nothing is expired
    in it (:func:`session_floors`), so that every tombstone that is left still wins.
 
-What is not closed: stores that lose acknowledged writes or, all replicas of a range, their marks, an application that gives one store two sets of replicas,
+What is not closed: stores that lose acknowledged writes or, all replicas of a range at once, their marks; an
+application that gives one store two sets of replicas;
 a clock more than the propagation delay ahead of the others' (their writes are refused, and counted, not lost
 silently).
 
@@ -206,6 +207,15 @@ def below(tokens: NDArray[np.uint64], versions: NDArray[np.uint64], limits: Vers
     """
     older: NDArray[np.bool_] = versions < limits[bucket_of(tokens)]
     return older
+
+
+def past(floors: Versions, fence_mark: bytes | None) -> Versions:
+    """Below which versions a store takes nothing but from repair: its fence, and its floors at least.
+
+    Raises:
+        ValueError: the mark is damaged.
+    """
+    return merged(floors, decode_versions(fence_mark or b""))
 
 
 def expired(
@@ -418,7 +428,7 @@ class Ledger:
         self._pending.pop(session, None)
 
     def confirm(self, session: int, held: Sequence[TokenRange]) -> Versions | None:
-        """A session was complete: what may be merged into ``repaired``; None if it is not known here and does not count."""
+        """A session was complete: what may be merged into ``repaired``. None: not known here, it does not count."""
         found = self._pending.pop(session, None)
         if found is None:
             return None

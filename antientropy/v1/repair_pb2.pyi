@@ -63,6 +63,7 @@ class CompareRequest(_message.Message):
     CONFIRMED_SESSION_FIELD_NUMBER: _builtins.int
     PURGE_VERSION_FIELD_NUMBER: _builtins.int
     FORCED_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     """Chosen by the coordinator, greater than that of its earlier sessions. 0 with OPEN_NONE only."""
     turn: _builtins.int
@@ -76,7 +77,9 @@ class CompareRequest(_message.Message):
     """16 bytes: XOR of the epoch digests of all rows of the range, and how many they are. Empty: no rows."""
     row_count: _builtins.int
     floors: _builtins.bytes
-    """Floors of the buckets of the range: tombstones with a lesser version are left out. Empty: all 0."""
+    """Floors of the buckets of the range: tombstones with a lesser version are left out. A packed column, or, where they
+    are all the same, a byte 255 and then as the versions below. Empty: all 0.
+    """
     keyspace: _builtins.str
     """Absent when the session is open, with all that follow: the session knows them."""
     first_token: _builtins.int
@@ -95,6 +98,10 @@ class CompareRequest(_message.Message):
     """Every replica has recorded that it is repaired up to here: older tombstones may be purged."""
     forced: _builtins.bool
     """A replica that was away for too long takes part all the same; no tombstone is left out, whatever the floors."""
+    replicas: _builtins.int
+    """Set with `repaired_version`: 21 bits of xxh3_64 over the endpoints of all replicas of the range, in order, with
+    commas between. A session counts for a set of replicas that both sides agree on.
+    """
     def __init__(
         self,
         *,
@@ -113,10 +120,11 @@ class CompareRequest(_message.Message):
         confirmed_session: _builtins.int = ...,
         purge_version: _builtins.bytes = ...,
         forced: _builtins.bool = ...,
+        replicas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_session", b"confirmed_session", "first_token", b"first_token", "floors", b"floors", "forced", b"forced", "hashes", b"hashes", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_session", b"confirmed_session", "first_token", b"first_token", "floors", b"floors", "forced", b"forced", "hashes", b"hashes", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "replicas", b"replicas", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
