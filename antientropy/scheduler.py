@@ -180,6 +180,8 @@ class RepairScheduler:
                 self._begin_due()
             except AntiEntropyError as error:
                 self._log("the schedule of repairs cannot be made: %s", str(error))
+            except Exception:  # a defect, or of the application's membership: automatic repair must not end with it
+                logger.exception("the schedule of repairs broke off; it goes on with the next look")
             try:
                 async with asyncio.timeout(self._settings.check_interval_seconds):
                     await self._wake.wait()
@@ -299,7 +301,9 @@ class RepairScheduler:
 def repaired(token_range: TokenRange, summaries: Sequence[RangeSummary]) -> tuple[float | None, int]:
     """Since when all of a range has been repaired (None: a part of it never was), and the differences found then."""
     cuts = [(summary.token_range.intersection(token_range), summary) for summary in summaries]
-    parts = sorted(((cut.first, cut.last, summary) for cut, summary in cuts if cut is not None), key=lambda one: one[:2])
+    parts = sorted(
+        ((cut.first, cut.last, summary) for cut, summary in cuts if cut is not None), key=lambda one: one[:2]
+    )
     next_token, times, differences = token_range.first, [], 0
     for first, last, summary in parts:
         if first > next_token or summary.repaired_at is None:

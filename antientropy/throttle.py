@@ -8,7 +8,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from antientropy.core.pacing import LatencyGovernor, ThrottleSettings, TokenBucket, limit_faults, rest_seconds
+from antientropy.core.pacing import (
+    WAIT_SECONDS_MIN,
+    LatencyGovernor,
+    ThrottleSettings,
+    TokenBucket,
+    limit_faults,
+    rest_seconds,
+)
 from antientropy.errors import RepairRequestError
 from antientropy.limits import CHUNK_BYTES_MAX
 from antientropy.metrics import RepairMetrics
@@ -112,7 +119,7 @@ class Throttle:
         while True:
             waits = [bucket.wait_seconds(at, now) for bucket, at in zip(buckets, positions, strict=True)]
             left = max(*waits, rested_until - now)
-            if left <= 0:
+            if left < WAIT_SECONDS_MIN:
                 break
             await self._pause(min(left, LOOK_SECONDS))
             now = self._now()

@@ -17,6 +17,8 @@ from antientropy.errors import ConfigError
 
 #: What may pass at once after a pause, in seconds of the rate: the time of one chunk.
 BURST_SECONDS: Final = 0.5
+#: Waits shorter than this are over: no timer is finer, and sums of floats do not come out even.
+WAIT_SECONDS_MIN: Final = 1e-6
 #: Pauses between two requests that are longer than this were waiting for the network or for nobody, not work.
 WORK_SECONDS_MAX: Final = 2.0
 #: Latency of the application against its baseline, and the part of the permitted pace from there on.
@@ -107,9 +109,10 @@ class TokenBucket:
     def wait_seconds(self, position: float, now: float) -> float:
         """How much longer the request at ``position`` has to wait; 0: it is admitted."""
         self._refill(now)
-        if self._rate is None or position <= self._supply:
+        if self._rate is None:
             return 0.0
-        return (position - self._supply) / self._rate
+        seconds = (position - self._supply) / self._rate
+        return 0.0 if seconds < WAIT_SECONDS_MIN else seconds
 
     def _refill(self, now: float) -> None:
         elapsed = max(0.0, now - self._at)
@@ -178,6 +181,6 @@ class LatencyGovernor:
 
 def rest_seconds(worked_seconds: float, share: float) -> float:
     """How long to rest after work, so that it was ``share`` of the time; pauses are no work."""
-    if share >= 1 or not 0 < worked_seconds <= WORK_SECONDS_MAX:
+    if share >= 1 or not WAIT_SECONDS_MIN < worked_seconds <= WORK_SECONDS_MAX:
         return 0.0
     return worked_seconds * (1 - share) / share

@@ -2,9 +2,9 @@
 
 Every node repairs the ranges whose primary replica it is, so all nodes together cover each range once. A range is due
 some time before its period ends, at a point that a random number decides anew after every repair: ranges that were
-repaired together drift apart, and so do nodes that were started together. Of those that are due, the one whose last
-success is longest ago goes first, and one that shares fewer replicas with what is under way before one that shares
-more. Cassandra's auto repair (CEP-37) has the same aims: primary ranges, priority by age, retries with pauses.
+repaired together drift apart, and so do nodes that were started together. Of those that are due, a stalled one goes
+first; then one that shares few replicas with what is under way; then the one whose last success is longest ago.
+Cassandra's auto repair (CEP-37) has the same aims: primary ranges, priority by age, retries with pauses.
 
 Time is an argument, in seconds since the epoch; local time of day is ``now + utc_offset_seconds``.
 """
@@ -25,6 +25,8 @@ DUE_EARLIEST: Final = 0.7
 DUE_LATEST: Final = 0.9
 #: Ranges that were never repaired are begun spread over this part of the period.
 FIRST_SPREAD: Final = 0.5
+#: A window that has so little of its time before the end of a range's period is no further chance.
+LAST_WINDOW_SECONDS: Final = 3600.0
 #: Characters of a failure that are kept for people.
 ERROR_CHARACTERS_MAX: Final = 500
 
@@ -42,9 +44,9 @@ class SchedulerSettings:
     enabled: bool = True
     """False: ranges are only repaired when somebody asks for it, and nothing is reported as stalled."""
     period_seconds: float = 3600.0
-    """Every range is repaired once in this time. Too small: cheap where nothing differs (one round trip for a pair), but
-    writes under way are compared again and again. Too large: replicas stay different for so long, tombstones are kept
-    for longer, and a second replica may be lost before the first has been made good."""
+    """Every range is repaired once in this time. Too small: little where nothing differs (one round trip for a pair),
+    but writes under way are compared again and again. Too large: replicas stay different for so long, tombstones are
+    kept for longer, and a second replica may be lost before the first has been made good."""
     windows: tuple[str, ...] = ()
     """Local times of day in which repairs may begin, such as ``22:00-06:00``; none: always. Too narrow: what does not
     fit in is stalled. A repair that is under way when its window ends goes on to its end."""
@@ -62,8 +64,8 @@ class SchedulerSettings:
     retry_seconds_max: float = 3600.0
     """Longest such pause. Too large: a range stays unrepaired long after its replica is well again."""
     session_seconds_max: float = 10_800.0
-    """A scheduled repair that takes longer is cancelled and counts as failed; what it verified need not be verified
-    again. Cassandra's limit is 3 h, too. Too small: large ranges never end. Too large: one that hangs holds others up."""
+    """A scheduled repair that takes longer is cancelled and counts as failed. Cassandra's limit is 3 h, too. Too small:
+    large ranges never end. Too large: one that hangs holds others up."""
 
     def __post_init__(self) -> None:
         faults = [
@@ -133,6 +135,8 @@ class RangePlan:
     """In a row."""
     last_error: str = ""
     retry_at: float = -math.inf
+    placed: tuple[tuple[float, float, float], float] | None = None
+    """When it is due, and what that was made of: success, phase, offset of local time."""
 
     @property
     def age_from(self) -> float:
@@ -149,6 +153,10 @@ class RepairSchedule:
     start_jitter: float = 0.0
     """0 to 1."""
     plans: dict[RangeKey, RangePlan] = field(default_factory=dict)
+    windows: tuple[Window, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.windows = self.settings.parsed_windows
 
     def observe(self, views: Sequence[RangeView], now: float, phases: Sequence[float]) -> None:
         """Take the ranges as they are now; ``phases``: a random number from 0 to 1 for each.
@@ -188,9 +196,10 @@ class RepairSchedule:
         if not due:
             return None
 
-        def order(plan: RangePlan) -> tuple[int, bool, float, RangeKey]:
-            never = plan.view.repaired_at is None
-            return len(busy.intersection(plan.view.replicas)), not never, plan.age_from, plan.view.key
+        def order(plan: RangePlan) -> tuple[bool, int, bool, float, RangeKey]:
+            stalled = self.is_stalled(plan, now)
+            shared = 0 if stalled else len(busy.intersection(plan.view.replicas))
+            return not stalled, shared, plan.view.repaired_at is not None, plan.age_from, plan.view.key
 
         return min(due, key=order).view
 
@@ -231,35 +240,53 @@ class RepairSchedule:
         """When it is to be repaired, windows, pauses after failures and the initial delay left to :meth:`next_range`.
 
         Where the windows are closed at that time it is when they open next; where that is after the end of its period,
-        a time in the last window before.
+        a time in the last window before. Cheap: made anew only when something has changed.
         """
-        period = self.settings.period_seconds
         if plan.view.repaired_at is None:
             return self._first_begin(plan)
-        due = plan.view.repaired_at + period * (DUE_EARLIEST + (DUE_LATEST - DUE_EARLIEST) * plan.phase)
-        return self._placed(due, plan.view.repaired_at, plan.phase, utc_offset_seconds)
+        made_of = (plan.view.repaired_at, plan.phase, utc_offset_seconds)
+        if plan.placed is None or plan.placed[0] != made_of:
+            plan.placed = made_of, self._placed(*made_of)
+        return plan.placed[1]
 
     def _first_begin(self, plan: RangePlan) -> float:
         begin = self.started_at + self.settings.initial_delay_seconds * (1 + self.start_jitter / 2)
         spread = min(self.settings.period_seconds, float(DAY_SECONDS)) * FIRST_SPREAD
         return max(begin, plan.seen_at) + plan.phase * spread
 
-    def _placed(self, due: float, repaired_at: float, phase: float, offset: float) -> float:
-        windows = self.settings.parsed_windows
+    def _placed(self, repaired_at: float, phase: float, offset: float) -> float:
+        """When it is due by phase and windows.
+
+        A window that is the last before the end of the period is used from the first half on, so that a range that
+        has to wait for others, or fails once, is not late by a whole day.
+        """
+        period, windows = self.settings.period_seconds, self.windows
+        deadline = repaired_at + period
+        due = repaired_at + period * (DUE_EARLIEST + (DUE_LATEST - DUE_EARLIEST) * phase)
         opens = due + opens_in_seconds(windows, (due + offset) % DAY_SECONDS)
-        if opens <= repaired_at + self.settings.period_seconds:
+        stays = open_for_seconds(windows, (opens + offset) % DAY_SECONDS)
+        if stays >= DAY_SECONDS:
+            return due
+        closes = opens + stays
+        again = closes + opens_in_seconds(windows, (closes + offset) % DAY_SECONDS)
+        if again + LAST_WINDOW_SECONDS <= deadline:
             return opens
-        # The last window that begins before: seconds since its end are those of a day less what is closed ahead.
-        begun = max(
-            opens - DAY_SECONDS + (window.begin - (opens + offset)) % DAY_SECONDS for window in windows
-        )
+        begun = self._last_begin(opens, offset)
+        if begun > deadline:
+            begun = self._last_begin(begun - 1, offset)
+        if begun <= repaired_at:  # it was repaired within that same window
+            return opens
         length = open_for_seconds(windows, (begun + offset) % DAY_SECONDS)
-        return max(repaired_at, begun + phase * length / 2)
+        return min(opens, begun + phase * min(length, deadline - begun) / 2)
+
+    def _last_begin(self, at: float, offset: float) -> float:
+        """When the last window before or at that time began."""
+        return at - min((at + offset - window.begin) % DAY_SECONDS for window in self.windows)
 
     def in_window(self, now: float, utc_offset_seconds: float = 0.0) -> bool:
         """Whether repairs may begin: a window is open, and the initial delay is over."""
         begin = self.started_at + self.settings.initial_delay_seconds * (1 + self.start_jitter / 2)
-        return now >= begin and in_windows(self.settings.parsed_windows, (now + utc_offset_seconds) % DAY_SECONDS)
+        return now >= begin and in_windows(self.windows, (now + utc_offset_seconds) % DAY_SECONDS)
 
     def expected_at(self, plan: RangePlan, now: float, utc_offset_seconds: float = 0.0) -> float:
         """When its repair will begin, as far as that is known: pauses, windows and the initial delay included."""
@@ -268,7 +295,7 @@ class RepairSchedule:
         if due <= now and self.in_window(now, utc_offset_seconds):
             return due
         at = max(due, now)
-        opens = opens_in_seconds(self.settings.parsed_windows, (at + utc_offset_seconds) % DAY_SECONDS)
+        opens = opens_in_seconds(self.windows, (at + utc_offset_seconds) % DAY_SECONDS)
         return due if opens == 0 else at + opens
 
     def is_stalled(self, plan: RangePlan, now: float) -> bool:

@@ -63,14 +63,16 @@ def opens_in_seconds(windows: Sequence[Window], second_of_day: float) -> float:
 
 def open_for_seconds(windows: Sequence[Window], second_of_day: float) -> float:
     """How long it stays open from here without a gap; 0 if none is open, a whole day if there are none or no gap."""
-    left = 0.0
+    if not windows:
+        return float(DAY_SECONDS)
+    begun, left = int(second_of_day), 0  # windows begin and end with whole seconds
     while left < DAY_SECONDS:
-        at = (second_of_day + left) % DAY_SECONDS
-        more = max((w.length_seconds - (at - w.begin) % DAY_SECONDS for w in windows if w.contains(at)), default=0.0)
-        if more <= 0:
-            return left if windows else float(DAY_SECONDS)
+        at = (begun + left) % DAY_SECONDS
+        more = max((w.length_seconds - (at - w.begin) % DAY_SECONDS for w in windows if w.contains(at)), default=0)
+        if more == 0:
+            break
         left += more
-    return float(DAY_SECONDS)
+    return max(0.0, min(left, DAY_SECONDS) - (second_of_day - begun)) if left else 0.0
 
 
 def _clock(second: int) -> str:
