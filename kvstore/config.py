@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from antientropy.config import RepairConfig
+from antientropy.core.deletes import PurgeMode
+from antientropy.core.pacing import ThrottleSettings
+from antientropy.core.schedule import SchedulerSettings
 from gossiper.config import DATACENTER_DEFAULT, RACK_DEFAULT, GossipConfig
 from gossiper.core.endpoints import canonical_endpoint, parse_endpoint
 from gossiper.core.peers import PARTNERS_DEFAULT
 from gossiper.errors import ConfigError
 from gossiper.settings import build, load_settings
+from kvstore.hlc import seconds_of, version_at
 from kvstore.limits import (
     CLOCK_DRIFT_SECONDS_MAX,
     GC_GRACE_SECONDS,
@@ -25,6 +30,7 @@ from kvstore.limits import (
     MAP_BYTES_DEFAULT,
     MAP_BYTES_MAX,
     MAP_BYTES_MIN,
+    REPAIR_BYTES_PER_SECOND,
     REPAIR_CPU_SHARE,
     REPAIR_PERIOD_SECONDS,
     REPAIR_PERIOD_SECONDS_MIN,
@@ -37,7 +43,11 @@ CLIENTS_PORT: Final = 9042
 ADMIN_PORT: Final = 7199
 
 GC_MODES: Final = ("repair", "time")
-_YEAR_SECONDS: Final = 366 * 86_400.0
+_DAY_SECONDS: Final = 86_400.0
+_YEAR_SECONDS: Final = 366 * _DAY_SECONDS
+#: The first automatic repair after a start waits for peers to be known, and the schedule is looked at now and again.
+_FIRST_REPAIR_SECONDS: Final = 60.0
+_REPAIR_LOOK_SECONDS: Final = 30.0
 _WINDOW: Final = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
 
 #: What GossipConfig calls differently.
@@ -110,10 +120,10 @@ class KvStoreConfig:
     """Every range is repaired once in this time, without anybody asking for it; 0: only when somebody does."""
     repair_window: str | None = None
     """``HH:MM-HH:MM`` in local time: automatic repairs begin only then. None: at any time."""
-    repair_throttle_bytes_per_second: float | None = None
-    """The most that repairs send and fetch; None: no bound. Can be changed while the node runs, as the two below."""
-    repair_throttle_rows_per_second: float | None = None
-    """The most rows that repairs read and write; None: no bound."""
+    repair_throttle_bytes_per_second: float = REPAIR_BYTES_PER_SECOND
+    """The most that repairs send and take; 0: no bound. Can be changed while the node runs, as the two below."""
+    repair_throttle_rows_per_second: float = 0.0
+    """The most rows that repairs read and write; 0: no bound."""
     repair_throttle_cpu_share: float = REPAIR_CPU_SHARE
     """The most that repairs take of one core, above 0 and at most 1."""
     gc_mode: str = "repair"
@@ -168,10 +178,15 @@ class KvStoreConfig:
             )
         if self.repair_window is not None and not _WINDOW.fullmatch(self.repair_window):
             faults.append(f"repair_window: must be HH:MM-HH:MM, as 22:00-06:00, is {self.repair_window!r}")
+        elif self.repair_window is not None and 0 < self.repair_period_seconds < _DAY_SECONDS:
+            faults.append(
+                f"repair_window: needs repair_period_seconds of at least {_DAY_SECONDS:g} (it is "
+                f"{self.repair_period_seconds:g}), as no repair begins outside of the window"
+            )
         for key in ("repair_throttle_bytes_per_second", "repair_throttle_rows_per_second"):
-            rate: float | None = getattr(self, key)
-            if rate is not None and not 0 < rate < math.inf:
-                faults.append(f"{key}: must be above 0, is {rate:g}; leave it out for no bound")
+            rate: float = getattr(self, key)
+            if not 0 <= rate < math.inf:
+                faults.append(f"{key}: must be above 0, or 0 for no bound, is {rate:g}")
         if not 0 < self.repair_throttle_cpu_share <= 1:
             faults.append(
                 f"repair_throttle_cpu_share: must be above 0 and at most 1, is {self.repair_throttle_cpu_share:g}"
@@ -226,6 +241,31 @@ class KvStoreConfig:
             own_zone_probability=self.own_zone_probability,
             remote_exchanges_per_second=self.remote_exchanges_per_second,
             states=states,
+        )
+
+    def repair_config(self) -> RepairConfig:
+        """The part that concerns repair."""
+        return RepairConfig(
+            data_dir=self.repair_dir,
+            version_at=version_at,
+            version_time=seconds_of,
+            purge=PurgeMode(self.gc_mode),
+            gc_grace_seconds=self.gc_grace_seconds,
+            throttle=ThrottleSettings(
+                bytes_per_second=self.repair_throttle_bytes_per_second or None,
+                rows_per_second=self.repair_throttle_rows_per_second or None,
+                cpu_share=self.repair_throttle_cpu_share,
+            ),
+        )
+
+    def scheduler_settings(self) -> SchedulerSettings:
+        """When repair begins by itself."""
+        return SchedulerSettings(
+            enabled=self.repair_period_seconds > 0,
+            period_seconds=self.repair_period_seconds or REPAIR_PERIOD_SECONDS,
+            windows=() if self.repair_window is None else (self.repair_window,),
+            initial_delay_seconds=min(_FIRST_REPAIR_SECONDS, self.repair_period_seconds / 10),
+            check_interval_seconds=max(0.1, min(_REPAIR_LOOK_SECONDS, self.repair_period_seconds / 10)),
         )
 
     @property

@@ -11,18 +11,22 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from random import Random
 from typing import Final, Protocol
 
 import grpc
 
+from antientropy.config import RepairConfig
+from antientropy.membership import Membership
 from antientropy.service import RepairService
+from antientropy.store import RowStore
 from antientropy.stores.lmdb import LmdbRowStore
 from antientropy.strict import strict
 from gossiper import GossipConfig, Gossiper
 from gossiper.core.endpoints import canonical_endpoint, format_endpoint, parse_endpoint
 from kvstore.config import KvStoreConfig
 from kvstore.errors import StartError
-from kvstore.peers import ReplicaService
+from kvstore.peers import KEYSPACE, ReplicaService
 from kvstore.store import NodeStore
 from kvstore.transport import GrpcReplicaTransport, ReplicaTransport
 from kvstore.wire import SERVER_OPTIONS
@@ -40,6 +44,11 @@ _LISTENER_OPTIONS: Final = {"client": "clients", "admin": "admin"}
 
 class Machine(Protocol):
     """One per node and start; used from the event loop of the node, but for :meth:`open_store`."""
+
+    @property
+    def random(self) -> Random:
+        """For jitter; guards nothing."""
+        ...
 
     def wall(self) -> float:
         """Seconds since the epoch."""
@@ -61,6 +70,19 @@ class Machine(Protocol):
 
     def replica_transport(self) -> ReplicaTransport:
         """Calls to the ``ReplicaService`` of other nodes."""
+        ...
+
+    def repair_service(
+        self, store: RowStore, membership: Membership, config: RepairConfig, latency: Callable[[], float | None]
+    ) -> RepairService:
+        """A repair service that has not started.
+
+        Args:
+            store: The rows, as repair sees them.
+            membership: Who else has them.
+            config: As the node's settings have it.
+            latency: Of the writes of clients, in seconds.
+        """
         ...
 
     async def listen(
@@ -90,6 +112,7 @@ class ThisMachine:
 
     def __init__(self, *, wall: Callable[[], float] = time.time) -> None:
         self._wall = wall
+        self.random = Random()  # noqa: S311 - jitter
 
     def wall(self) -> float:
         """Seconds since the epoch."""
@@ -113,6 +136,12 @@ class ThisMachine:
     def replica_transport(self) -> ReplicaTransport:
         """See :class:`Machine`."""
         return GrpcReplicaTransport()
+
+    def repair_service(
+        self, store: RowStore, membership: Membership, config: RepairConfig, latency: Callable[[], float | None]
+    ) -> RepairService:
+        """See :class:`Machine`."""
+        return RepairService({KEYSPACE: store}, membership, config, latency=latency, clock=self._wall)
 
     async def listen(
         self, name: str, address: str, services: Sequence[Register], *, rpcs_max: int, grace_seconds: float

@@ -16,6 +16,7 @@ import grpc
 from antientropy.admin import RepairAdmin
 from antientropy.core.hashing import token_of
 from antientropy.errors import AntiEntropyError, StoreInUseError
+from antientropy.scheduler import RepairScheduler
 from antientropy.service import RepairService
 from antientropy.strict import strict
 from gossiper import (
@@ -44,7 +45,7 @@ from kvstore.load import keep_load, load_value
 from kvstore.machine import Machine, Register, ThisMachine
 from kvstore.membership import SCHEMA_VERSION, ClusterMembership
 from kvstore.metrics import store_series
-from kvstore.peers import KEYSPACE, LocalReplica, ReplicaCalls, ReplicaService
+from kvstore.peers import LocalReplica, ReplicaCalls, ReplicaService
 from kvstore.replication import Coordinator, majority_of
 from kvstore.service import KeyValueService, describe
 from kvstore.store import ClockedStore, NodeStore
@@ -87,6 +88,7 @@ class KvStoreNode:
         self.config = config
         self._machine = ThisMachine() if machine is None else machine
         self._coordinator: Coordinator | None = None
+        self._repair: RepairService | None = None
         self._gossiper: Gossiper | None = None
         self._store: NodeStore | None = None
         self._service: KeyValueService | None = None
@@ -116,6 +118,17 @@ class KvStoreNode:
         if self._coordinator is None:
             raise NotRunningError("the node has not started")
         return self._coordinator
+
+    @property
+    def repair(self) -> RepairService:
+        """Repairs of this node, for use inside this process.
+
+        Raises:
+            NotRunningError: the node has not started.
+        """
+        if self._repair is None:
+            raise NotRunningError("the node has not started")
+        return self._repair
 
     @property
     def store(self) -> NodeStore:
@@ -179,12 +192,23 @@ class KvStoreNode:
         self._stack.callback(health.close)
         replica = LocalReplica(store, writer, clock)
         self._stack.callback(replica.close)
-        repair = RepairService({KEYSPACE: ClockedStore(store, clock)}, self._membership)
+        repair = self._repair = self._machine.repair_service(
+            ClockedStore(store, clock), self._membership, self.config.repair_config(), writer.recent_latency_seconds
+        )
         self._stack.push_async_callback(repair.stop)
         replica_service = ReplicaService(cluster_name=self.config.cluster_name, replica=replica)
         gossiper = await self._start_gossiper(store, replica_service, repair)
         gossiper.metrics.collect(lambda: store_series(store, writer))
+        gossiper.metrics.collect(repair.metrics.snapshot)
         await repair.start()
+        scheduler = RepairScheduler(
+            repair,
+            self.config.scheduler_settings(),
+            self._membership,
+            metrics=repair.metrics,
+            random=self._machine.random,
+            clock=self._machine.wall,
+        )
         calls = ReplicaCalls(
             cluster_name=self.config.cluster_name,
             local_endpoint=gossiper.endpoint,
@@ -203,10 +227,12 @@ class KvStoreNode:
         self._stack.push_async_callback(coordinator.close)
         self._service = KeyValueService(coordinator, self._describe)
         clients = await self._listen("client", self.config.listen_clients, CLIENT_RPCS_MAX, [self._service.register])
-        admin_services = [GossipAdmin(gossiper, self).register, RepairAdmin(repair).register]
+        admin_services = [GossipAdmin(gossiper, self).register, RepairAdmin(repair, scheduler=scheduler).register]
         admin = await self._listen("admin", self.config.listen_admin, ADMIN_RPCS_MAX, admin_services)
         self._addresses = NodeAddresses(peers=gossiper.endpoint, clients=clients, admin=admin)
         await self._announce(gossiper, store, calls)
+        await scheduler.start()
+        self._stack.push_async_callback(scheduler.stop)
 
     async def _announce(self, gossiper: Gossiper, store: NodeStore, calls: ReplicaCalls) -> None:
         await gossiper.publish(

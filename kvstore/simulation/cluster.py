@@ -16,7 +16,7 @@ from kvstore.node import KvStoreNode
 from kvstore.simulation.disk import Observer, SimulatedDisk
 from kvstore.simulation.machine import SimulatedMachine
 from kvstore.simulation.network import SimulatedNetwork
-from kvstore.simulation.process import Process
+from kvstore.simulation.process import KilledError, Process
 
 #: What a node that was killed finds as it was at that moment, whatever its dying tasks have tried.
 _KEPT_DIRECTORIES: Final = ("repair", "index", "gossip")
@@ -84,7 +84,7 @@ class SimulatedNode:
             node = KvStoreNode(config, machine=machine)
             try:
                 await process.run(node.start())
-            except (KvStoreError, GossipError):
+            except (KvStoreError, GossipError, KilledError):
                 self._network.leave(self.endpoint)
                 await process.end_tasks()
                 self.disk.close()

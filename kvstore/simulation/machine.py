@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
-from typing import cast
+from typing import Any, Final, cast
 
+from antientropy.config import RepairConfig
+from antientropy.core.pacing import ThrottleSettings
+from antientropy.membership import Membership
 from antientropy.service import RepairService
+from antientropy.store import RowStore
 from gossiper import GossipConfig, Gossiper
 from gossiper.simulation.virtual_loop import VirtualClock
 from kvstore.config import KvStoreConfig
 from kvstore.machine import OnMalformed, Register, Stop
-from kvstore.peers import ReplicaService
+from kvstore.peers import KEYSPACE, ReplicaService
 from kvstore.simulation.disk import SimulatedDisk
-from kvstore.simulation.network import GossipTransport, SimulatedNetwork, SimulatedReplicaTransport
+from kvstore.simulation.network import (
+    GossipTransport,
+    SimulatedNetwork,
+    SimulatedRepairTransport,
+    SimulatedReplicaTransport,
+)
 from kvstore.simulation.process import Process
 from kvstore.store import NodeStore
 from kvstore.transport import ReplicaTransport
+
+#: A write arrives within 2 s or never, but for a replay by the network, and clocks are off by up to 2 s.
+PROPAGATION_DELAY_SECONDS: Final = 10.0
+_REPAIR_SETTINGS: Final[dict[str, Any]] = {
+    "rpc_timeout_seconds": 5.0,
+    "stream_timeout_seconds": 30.0,
+    "session_idle_seconds": 10.0,
+    "lease_seconds": 6.0,
+    "heartbeat_seconds": 2.0,
+    "lease_wait_seconds": 20.0,
+    "propagation_delay_seconds": PROPAGATION_DELAY_SECONDS,
+    "purge_interval_seconds": 2.0,
+    "vouch_step_seconds": 1.0,
+}
 
 
 class SimulatedMachine:
@@ -34,7 +57,7 @@ class SimulatedMachine:
         process: Process,
         rng: Random,
     ) -> None:
-        self._rng = rng
+        self.random = rng
         self._endpoint = endpoint
         self._network = network
         self._disk = disk
@@ -53,19 +76,36 @@ class SimulatedMachine:
         self,
         config: GossipConfig,
         replicas: ReplicaService,
-        repair: RepairService,  # noqa: ARG002 - used soon
+        repair: RepairService,
         on_malformed: OnMalformed,  # noqa: ARG002 - of the Protocol: here all messages are protobuf
     ) -> Gossiper:
         """A gossiper on the simulated network."""
-        self._network.serve(self._endpoint, self._process, replicas, None)
+        self._network.serve(self._endpoint, self._process, replicas, repair.peers)
         transport = GossipTransport(self._network, self._endpoint, self._process)
         host_id = str(uuid.uuid5(uuid.NAMESPACE_URL, self._endpoint))
-        config = replace(config, random_seed=self._rng.getrandbits(63), host_id=host_id)
+        config = replace(config, random_seed=self.random.getrandbits(63), host_id=host_id)
         return Gossiper(config, transport=transport, clock=self._clock.now)
 
     def replica_transport(self) -> ReplicaTransport:
         """Calls over the simulated network."""
         return SimulatedReplicaTransport(self._network, self._endpoint, self._process, self._disk.observer)
+
+    def repair_service(
+        self,
+        store: RowStore,
+        membership: Membership,
+        config: RepairConfig,
+        latency: Callable[[], float | None],  # noqa: ARG002 - slowing down would depend on the real processor's time
+    ) -> RepairService:
+        """A repair service on the simulated network, with delays that fit into a run."""
+        return RepairService(
+            {KEYSPACE: store},
+            membership,
+            replace(config, throttle=ThrottleSettings(), **_REPAIR_SETTINGS),
+            transport=SimulatedRepairTransport(self._network, self._endpoint, self._process),
+            random=Random(self.random.random()),  # noqa: S311 - repeatable on purpose, guards nothing
+            clock=self.wall,
+        )
 
     async def listen(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.message import Message
 
 from antientropy.store import Row
-from antientropy.transport.base import CallError, PeerAnswers
+from antientropy.transport.base import CallError, PeerAnswers, PeerCalls
 from antientropy.transport.memory import Crossing, Fault, FaultKind, MemoryNetwork
 from gossiper import limits
 from gossiper.core.messages import Reply, Request
@@ -29,7 +29,7 @@ from gossiper.transport.memory import refused
 from gossiper.wire import codec
 from kvstore.errors import BY_REASON, KvStoreError, UnreachableError
 from kvstore.peers import ReplicaService
-from kvstore.simulation.process import Process
+from kvstore.simulation.process import KilledError, Process
 from kvstore.transport import METHODS
 from kvstore.v1 import kvstore_pb2 as pb
 from kvstore.wire import rows_of
@@ -192,6 +192,8 @@ class SimulatedNetwork:
         request = METHODS[method][0].FromString(data)
         try:
             answer = await process.run(service.answer(method, request, source))
+        except KilledError:
+            raise UnreachableError(f"{target}: connection reset") from None
         except KvStoreError as error:
             # As on the wire: only the class and the text travel.
             raise BY_REASON.get(error.reason, KvStoreError)(str(error)) from None
@@ -290,6 +292,23 @@ class SimulatedReplicaTransport:
         """There are no connections."""
 
 
+class SimulatedRepairTransport:
+    """A :class:`antientropy.transport.base.PeerTransport` over a :class:`SimulatedNetwork`."""
+
+    def __init__(self, network: SimulatedNetwork, endpoint: str, process: Process) -> None:
+        self._transport = network.wire.transport(endpoint)
+        self._process = process
+
+    def calls(self, endpoint: str) -> PeerCalls:
+        """As the Protocol says; a dead node reaches nobody."""
+        if not self._process.alive:
+            raise CallError(grpc.StatusCode.UNAVAILABLE, "this node has ended")
+        return self._transport.calls(endpoint)
+
+    async def close(self) -> None:
+        """There are no connections."""
+
+
 class _InProcess:
     """Serves calls of repair as tasks of the node that is asked, so that they die with it and not with the caller."""
 
@@ -299,11 +318,17 @@ class _InProcess:
 
     async def unary(self, method: str, request: Message, caller: str) -> Message:
         """As the Protocol says."""
-        return await self._process.run(self._answers.unary(method, request, caller))
+        return await self._run(self._answers.unary(method, request, caller))
 
     async def request_stream(self, method: str, requests: AsyncIterator[Message], caller: str) -> Message:
         """As the Protocol says."""
-        return await self._process.run(self._answers.request_stream(method, requests, caller))
+        return await self._run(self._answers.request_stream(method, requests, caller))
+
+    async def _run(self, work: Coroutine[Any, Any, Message]) -> Message:
+        try:
+            return await self._process.run(work)
+        except KilledError:
+            raise CallError(grpc.StatusCode.UNAVAILABLE, "connection reset") from None
 
     async def response_stream(self, method: str, request: Message, caller: str) -> AsyncGenerator[Message, None]:
         """As the Protocol says."""

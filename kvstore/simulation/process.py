@@ -25,6 +25,10 @@ _HARNESS_THREAD_SECONDS: Final = 0.0
 _END_SECONDS: Final = 300.0
 
 
+class KilledError(Exception):
+    """The process was killed before its work was done; whatever the work raised on its way out means nothing."""
+
+
 class Process:
     """One run of a node, from its start to its end.
 
@@ -47,10 +51,19 @@ class Process:
         return asyncio.get_running_loop().create_task(coroutine, name=name, context=self._context.copy())
 
     async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The same, and wait for it; whoever stops waiting cancels it."""
+        """The same, and wait for it; whoever stops waiting cancels it.
+
+        Raises:
+            KilledError: the process ended meanwhile.
+        """
         task = self.spawn(coroutine)
+        waiting = asyncio.current_task()
         try:
             return await task
+        except (Exception, asyncio.CancelledError):
+            if self.alive or (waiting is not None and waiting.cancelling()):
+                raise
+            raise KilledError(self.name) from None
         finally:
             if not task.done():
                 task.cancel()

@@ -17,9 +17,11 @@ from kvstore.errors import ClockDriftError, KvStoreError, NotEnoughReplicasError
 from kvstore.replication import Consistency
 from kvstore.simulation.cluster import SimulatedNode
 from kvstore.simulation.faults import FaultDriver
+from kvstore.simulation.machine import PROPAGATION_DELAY_SECONDS
 from kvstore.simulation.network import SimulatedNetwork
 from kvstore.simulation.options import SimulationOptions, draw
-from kvstore.simulation.process import ProcessRunner
+from kvstore.simulation.process import KilledError, ProcessRunner
+from kvstore.simulation.repairs import RepairDriver, repair_everything
 from kvstore.simulation.truth import Truth, ViolationError
 
 #: Virtual time beyond the phase of faults in which everything must have ended.
@@ -27,6 +29,10 @@ _END_SECONDS: Final = 3_600.0
 #: For all to see each other again: a conviction takes 18 intervals, and as long may pass until it is revoked.
 _HEAL_SECONDS: Final = 120.0
 _CLIENTS: Final = 3
+#: Repairs of everything after the last write, until no tombstone may be left: one to record what all have, one for
+#: each other node that coordinates, so that it learns what may go; and the pause for the purge itself.
+_PURGE_TRIES: Final = 8
+_PURGE_SECONDS: Final = 5.0
 _TRACE_LINES_KEPT: Final = 40
 
 
@@ -69,6 +75,7 @@ class Run:
         self._directory = directory
         self._hash = hashlib.sha256()
         self.fault_counts: dict[str, int] = {}
+        self.repair_counts: dict[str, int] = {}
         self.rows = 0
 
     def _stream(self, name: str) -> Random:
@@ -97,11 +104,14 @@ class Run:
         loop = asyncio.get_running_loop()
         until = loop.time() + self.options.duration_seconds
         driver = FaultDriver(self.nodes, self.network, self.swarm, self._stream("faults"), self.tell)
+        repairs = RepairDriver(self.nodes, self.swarm, self._stream("repairs"), self.tell)
         async with asyncio.TaskGroup() as group:
             group.create_task(driver.run(until), name="faults")
+            group.create_task(repairs.run(until), name="repairs")
             for number in range(_CLIENTS):
                 group.create_task(self._client(self._stream(f"client {number}"), until), name=f"client {number}")
         self.fault_counts = dict(sorted((driver.counts + self.network.counts).items()))
+        self.repair_counts = dict(sorted(repairs.counts.items()))
         await self._heal()
         await self._repair_all()
         self._judge()
@@ -119,6 +129,8 @@ class Run:
             "replication_factor": self.swarm.nodes,
             "interval_seconds": 1.0,
             "shadow_timeout_seconds": 10.0,
+            "repair_period_seconds": self.swarm.repair_period_seconds,
+            "repair_throttle_cpu_share": 1.0,
         }
         for number in range(1, self.swarm.nodes + 1):
             directory = self._directory / str(number)
@@ -166,8 +178,7 @@ class Run:
         except KvStoreError as error:
             self.truth.outcomes["failed"] += 1
             self.tell(f"{kind} {key!r} at {node.endpoint} failed: {error.reason}")
-        except asyncio.CancelledError:
-            self._only_if_killed(node)
+        except KilledError:
             self.truth.outcomes["cut off"] += 1
             self.tell(f"{kind} {key!r} at {node.endpoint} cut off")
         else:
@@ -183,18 +194,12 @@ class Run:
             row = await node.process.run(node.node.coordinator.read(key, Consistency.QUORUM))
         except KvStoreError as error:
             self.tell(f"read {key!r} at {node.endpoint} failed: {error.reason}")
-        except asyncio.CancelledError:
-            self._only_if_killed(node)
+        except KilledError:
+            self.tell(f"read {key!r} at {node.endpoint} cut off")
         else:
             self.truth.outcomes["read"] += 1
             self.tell(f"read {key!r} at {node.endpoint}: {'nothing' if row is None else row.version}")
             self.truth.check_read(key, row, expected, f"read at {node.endpoint}")
-
-    def _only_if_killed(self, node: SimulatedNode) -> None:  # noqa: ARG002 - named for the reader
-        """A client whose node dies goes on; one that is cancelled itself ends."""
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise asyncio.CancelledError
 
     # --- the end ---
 
@@ -219,7 +224,24 @@ class Run:
             await asyncio.sleep(0.5)
 
     async def _repair_all(self) -> None:
-        """The last repair."""
+        """Read everything at quorum; repair; then nothing differs any more, and all tombstones are purged."""
+        reader = self.nodes[0]
+        for key in self.truth.keys:
+            await self._read(key, reader, Random(0))  # noqa: S311 - as above
+        rng = self._stream("last repair")
+        # Whatever was written is older then than what a repair vouches for.
+        await asyncio.sleep(2 * PROPAGATION_DELAY_SECONDS)
+        await repair_everything(rng.choice(self.nodes), self.tell)
+        for _ in range(_PURGE_TRIES):
+            last = await repair_everything(rng.choice(self.nodes), self.tell)
+            if last.statistics.rows_differing:
+                differing = last.statistics.rows_differing
+                raise ViolationError("replicas_differ", f"{differing} rows right after a repair of everything")
+            await asyncio.sleep(_PURGE_SECONDS)
+            tombstones = [node.node.store.tombstone_count for node in self.nodes if node.node is not None]
+            if not any(tombstones):
+                return
+        raise ViolationError("never_purged", f"after {_PURGE_TRIES} repairs of everything {tombstones} tombstones left")
 
     def _judge(self) -> None:
         self._check_so_far()
@@ -278,7 +300,7 @@ def run_seed(options: SimulationOptions) -> SeedResult:
         nodes=run.swarm.nodes,
         outcomes=dict(sorted(run.truth.outcomes.items())),
         faults=run.fault_counts,
-        repairs={},
+        repairs=run.repair_counts,
         rows=run.rows,
         digest=run.digest,
         command=options.command(),
