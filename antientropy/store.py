@@ -115,8 +115,9 @@ class RowStore(Protocol):
         stored.
 
         ``from_repair``: rows that a repair brings. No check of fence and floors (repair has its own rules). Background
-        priority: writes without the flag never wait for these. Rows are independent, so all or nothing may hold for slices only:
-        after an error some rows may have been applied, none of them in part. The call returns when all are durable.
+        priority: writes without the flag never wait for these. Rows are independent, so all or nothing may hold for
+        slices only: after an error some rows may have been applied, none of them in part. The call returns when all are
+        durable.
 
         Raises:
             RowRefusedError: a row is beyond a limit of :func:`check_row`; nothing was applied.
