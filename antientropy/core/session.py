@@ -311,7 +311,8 @@ class UnitSession:
 
     def _unusable(self, live: list[str]) -> list[tuple[int, int]]:
         """Links of the plan's replicas that carry nothing: those that are broken, and from a peer that is equal: it has
-        no snapshot open, and whatever it holds the coordinator holds, too."""
+        no snapshot open, and whatever it holds the coordinator holds, too.
+        """
         numbers = {endpoint: number for number, endpoint in enumerate(live, start=1)}
         return [
             (source, target)
