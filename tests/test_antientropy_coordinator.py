@@ -75,7 +75,11 @@ async def test_replicas_become_equal_and_exactly_what_differs_moves(replicas: in
         last = (await repaired(made[0], RepairOptions(strategy=strategy)))[-1]
         assert (last.state, last.progress) == (SessionState.COMPLETED, 1.0)
         statistics = last.statistics
-        assert (statistics.rows_differing, statistics.rows_moved, statistics.rows_optimal) == (differing, copies, copies)
+        assert (statistics.rows_differing, statistics.rows_moved, statistics.rows_optimal) == (
+            differing,
+            copies,
+            copies,
+        )
         assert made.equal()
         assert made.held() == 0
         if strategy is not Strategy.AUTO:
@@ -91,7 +95,11 @@ async def test_replicas_become_equal_over_grpc() -> None:
     async with grpc_cluster(*stores) as made:
         differing, copies = copies_needed(made.nodes)
         statistics = (await repaired(made[0]))[-1].statistics
-        assert (statistics.rows_differing, statistics.rows_moved, statistics.rows_optimal) == (differing, copies, copies)
+        assert (statistics.rows_differing, statistics.rows_moved, statistics.rows_optimal) == (
+            differing,
+            copies,
+            copies,
+        )
         assert made.equal()
         assert made.held() == 0
         again = (await repaired(made[2]))[-1].statistics

@@ -192,9 +192,7 @@ class UnitSession:
         pair = self.pairs[endpoint]
         pair.equal, pair.difference = equal, None
 
-    def located(
-        self, endpoint: str, difference: Difference, *, consistent: bool, with_digests: bool = False
-    ) -> None:
+    def located(self, endpoint: str, difference: Difference, *, consistent: bool, with_digests: bool = False) -> None:
         """The differing rows of a pair.
 
         Args:
