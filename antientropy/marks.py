@@ -82,9 +82,12 @@ class ReplicaMarks:
         """Up to which version all buckets of a range are recorded as repaired."""
         return int(self.read().repaired[deletes.buckets_touched(token_range)].min())
 
-    def floors_permitted(self, version: int, token_range: TokenRange) -> NDArray[np.uint64]:
-        """The floors below which tombstones may be purged now that all replicas are repaired up to ``version``."""
-        permitted = deletes.within(version, deletes.buckets_touched(token_range))
+    def floors_permitted(self, version: int, token_range: TokenRange, held: Sequence[TokenRange]) -> NDArray[np.uint64]:
+        """The floors below which tombstones may be purged now that all replicas are repaired up to ``version``.
+
+        A bucket of which this node holds tokens outside of the range keeps its floor: those may have other replicas.
+        """
+        permitted = deletes.bucket_versions([(token_range, version)], held)
         return self.read().purged(permitted, self._mode).floors
 
     def _write(self, name: str, before: NDArray[np.uint64], after: NDArray[np.uint64]) -> None:

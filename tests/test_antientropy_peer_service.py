@@ -386,6 +386,21 @@ async def test_a_permission_to_purge_never_goes_beyond_what_was_recorded_here(wo
     assert not there.service.marks["kv"].read().floors.any()
 
 
+async def test_a_bucket_is_purged_when_all_of_it_that_is_held_here_was_permitted(world: World) -> None:
+    there = world.node([gone(number, version(5 * HOUR)) for number in range(200)])
+    there.store.write_mark(deletes.REPAIRED_MARK, deletes.encode_versions(deletes.uniform(version(HOUR))))
+    first_half_of_a_bucket = TokenRange(0, 2**55 - 1)
+    client = world.client(there, token_range=first_half_of_a_bucket)
+    await client.compare(there.root(first_half_of_a_bucket), purge_version=version(HOUR))
+    await until(lambda: not there.service._background)
+    assert not there.service.marks["kv"].read().floors.any()
+    client = world.client(there, token_range=HALF)
+    await client.compare(there.root(HALF), purge_version=version(HOUR))
+    await until(lambda: not there.service._background)
+    assert there.rows()
+    assert not any(HALF.contains(one.token) for one in there.rows())
+
+
 async def test_sessions_that_are_unknown_or_of_before_a_restart_are_not_recorded(world: World) -> None:
     rows = [row(1, version(5 * HOUR))]
     there = world.node(rows)
