@@ -398,7 +398,8 @@ class RepairService:
             await run.run()
         finally:
             info = run.info
-            self.metrics.record_session(info.keyspace, info.state, info.statistics)
+            if info.state.is_final:
+                self.metrics.record_session(info.keyspace, info.state, info.statistics)
             self._runs.pop(run.session_id, None)
             self._tasks.pop(run.session_id, None)
 
