@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from repair_cluster import Cluster, Store, cluster, diverge, messages, repaired, rows_named, until
 
 from antientropy import (
     LmdbRowStore,
@@ -20,7 +21,6 @@ from antientropy import (
     SessionState,
 )
 from antientropy.transport.memory import Crossing, Fault, FaultKind
-from repair_cluster import Cluster, Store, cluster, diverge, messages, repaired, rows_named, until
 
 #: The message at which a repair stands still: its method, and whether it is the request or the answer.
 PLACES = [(method, way) for method in ("Compare", "Locate", "Fetch", "Push", "Send") for way in (True, False)]
@@ -54,15 +54,17 @@ class Halt:
 
 
 @asynccontextmanager
-async def halted(made: Cluster, method: str, is_request: bool) -> AsyncIterator[tuple[str, asyncio.Task[list[RepairUpdate]]]]:
+async def halted(
+    made: Cluster, method: str, is_request: bool
+) -> AsyncIterator[tuple[str, asyncio.Task[list[RepairUpdate]]]]:
     """A repair of the first node that stands still; its session and the task that listens."""
     halt = Halt(made, method, is_request)
     seen: list[RepairUpdate] = []
 
     async def listen() -> list[RepairUpdate]:
         async with aclosing(made[0].service.repair("kv")) as updates:
-            async for update in updates:
-                seen.append(update)
+            seen.append(await anext(updates))
+            seen.extend([update async for update in updates])
         return seen
 
     task = asyncio.create_task(listen())

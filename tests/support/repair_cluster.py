@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -75,7 +75,11 @@ class Node:
     @property
     def held(self) -> int:
         """Leases and sessions that are held here, and snapshots."""
-        return self.service.peers.session_count + self.service.peers.snapshot_count + len(self.service.peers._sessions.leases)
+        return (
+            self.service.peers.session_count
+            + self.service.peers.snapshot_count
+            + len(self.service.peers._sessions.leases)
+        )
 
 
 @dataclass
@@ -131,7 +135,9 @@ class Clock:
 
 
 @asynccontextmanager
-async def cluster(*stores: Store, config: RepairConfig | Callable[[int], RepairConfig] | None = None) -> AsyncIterator[Cluster]:
+async def cluster(
+    *stores: Store, config: RepairConfig | Callable[[int], RepairConfig] | None = None
+) -> AsyncIterator[Cluster]:
     """Nodes over the in-memory network."""
     network = MemoryNetwork()
     made = Cluster([], Ring([f"n{number}:1" for number in range(len(stores))]), network, Clock())
@@ -183,6 +189,12 @@ async def repaired(node: Node, options: RepairOptions | None = None) -> list[Rep
     updates = [update async for update in node.service.repair("kv", options)]
     check(updates)
     return updates
+
+
+async def collected(stream: AsyncGenerator[RepairUpdate, None], updates: list[RepairUpdate]) -> None:
+    """All of a stream that may end with an error."""
+    async for update in stream:
+        updates.append(update)  # noqa: PERF401 - kept when the stream raises
 
 
 def check(updates: Sequence[RepairUpdate]) -> None:
