@@ -330,6 +330,7 @@ class RepairRun:
         gaps = without(unit.token_range, [part.token_range for part in parts])
         return Vouching(
             as_of=self._as_of,
+            replicas=replicas,
             # Only one can be told; with parts of several sessions the others count when all are repaired again.
             confirmed_session=parts[0].session if len({part.session for part in parts}) == 1 else 0,
             purge_version=0 if gaps or not parts else min(part.acknowledged_version for part in parts),

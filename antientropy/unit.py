@@ -83,6 +83,8 @@ class Vouching:
     """An earlier session of this range that was complete."""
     purge_version: int = 0
     """Every replica has recorded that it is repaired up to here."""
+    replicas: tuple[str, ...] = ()
+    """All of the range, ordered: a peer that sees others refuses."""
 
 
 class UnitRun:
@@ -281,6 +283,7 @@ class UnitRun:
             repaired_version=self._vouching.as_of,
             confirmed_session=self._vouching.confirmed_session,
             purge_version=self._vouching.purge_version,
+            replicas=self._vouching.replicas,
             forced=self._context.options.force,
         )
         refusal = answer.refusal

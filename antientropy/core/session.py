@@ -310,8 +310,9 @@ class UnitSession:
         return self._move(settled)
 
     def _unusable(self, live: list[str]) -> list[tuple[int, int]]:
-        """Links of the plan's replicas that carry nothing: those that are broken, and from a peer that is equal: it has
-        no snapshot open, and whatever it holds the coordinator holds, too.
+        """Links of the plan's replicas that carry nothing.
+
+        Those that are broken; and from a peer that is equal: it has no snapshot open, and the coordinator has its rows.
         """
         numbers = {endpoint: number for number, endpoint in enumerate(live, start=1)}
         return [
