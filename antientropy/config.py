@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
 
 import grpc.aio
 
 from antientropy.errors import ConfigError
-from antientropy.limits import DIFFERENCE_ROWS_MAX
+from antientropy.limits import DIFFERENCE_ROWS_MAX, UNIT_BYTES_MAX, UNIT_ROWS_MAX
 
 
 def insecure_channel(endpoint: str) -> grpc.aio.Channel:
     """A plain-text channel to a peer that never asks a proxy of the environment."""
     return grpc.aio.insecure_channel(endpoint, options=[("grpc.enable_http_proxy", 0)])
+
+
+class PurgeMode(Enum):
+    """When tombstones are removed for good."""
+
+    OFF = "off"
+    """Never."""
+    REPAIRED = "repaired"
+    """When every replica has acknowledged a repair that began after them: nothing that was deleted can come back."""
+    TIME = "time"
+    """After ``gc_grace_seconds``, as Cassandra does it: a replica that was away for longer brings deleted rows back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +52,44 @@ class RepairConfig:
     """Differing rows held in memory at once; more are moved in further passes."""
     threads: int = 4
     """Worker threads for the store."""
+    data_dir: Path | None = None
+    """Where the journal of sessions lives. None: in memory, so that nothing can be resumed after a restart."""
+    lease_seconds: float = 15.0
+    """A participant whose coordinator is silent for so long is free again. Too small: a busy disk loses sessions."""
+    heartbeat_seconds: float = 2.0
+    """Leases are kept so often; several must fit into ``lease_seconds``."""
+    lease_wait_seconds: float = 60.0
+    """A repair whose range is held by another one tries again, after random pauses, for so long."""
+    version_at: Callable[[float], int] | None = None
+    """Maps seconds since the epoch to the least version that is written then. None: versions tell no time, so nothing
+    is recorded as repaired up to a version, and nothing is purged."""
+    version_time: Callable[[int], float] | None = None
+    """The inverse. None: rows that are being written cannot be told from others."""
+    in_flight_seconds: float = 0.5
+    """A row younger than this that differs is left to the write that brings it; looked at again when it is older."""
+    in_flight_waits_max: int = 6
+    """Waits for such rows in one part of the range; rows that are still written then are left for the next repair."""
+    propagation_delay_seconds: float = 3600.0
+    """A repair vouches for writes that are so much older than its start: those have left every queue by then."""
+    purge: PurgeMode = PurgeMode.REPAIRED
+    gc_grace_seconds: float = 864_000.0
+    """Age at which tombstones go with ``PurgeMode.TIME``: ten days, Cassandra's default."""
+    purge_interval_seconds: float = 10.0
+    """Pause between two slices of purged tombstones; too small: foreground writes meet many small transactions."""
+    replica_retries_max: int = 3
+    """A replica that is lost in mid-repair is tried so often again, after the others are done."""
+    replica_retry_seconds: float = 1.0
+    """The first pause before that, doubled each time."""
+    not_ready_wait_seconds: float = 120.0
+    """How long a replica may take to build its index anew before it counts as lost."""
+    unit_rows_max: int = UNIT_ROWS_MAX
+    """Differing rows that are found, moved and verified as one unit; more: the range is cut into parts."""
+    unit_bytes_max: int = UNIT_BYTES_MAX
+    """As above, in bytes, by the average row."""
+    resume_seconds_max: float = 86_400.0
+    """What a session verified longer ago than this is verified again when it is resumed."""
+    session_seconds_max: float = 7 * 86_400.0
+    """Deadline of a whole repair: one that is so slow is superseded by the next."""
     channel_factory: Callable[[str], grpc.aio.Channel] = insecure_channel
     """Makes the channel to a peer; for TLS."""
 
@@ -53,8 +104,35 @@ class RepairConfig:
                 "passes_max",
                 "difference_rows_max",
                 "threads",
+                "lease_seconds",
+                "heartbeat_seconds",
+                "purge_interval_seconds",
+                "replica_retry_seconds",
+                "not_ready_wait_seconds",
+                "unit_rows_max",
+                "unit_bytes_max",
+                "session_seconds_max",
             )
             if not getattr(self, name) > 0
         ]
+        faults += [
+            f"{name} is {getattr(self, name)}; 0 or more is needed"
+            for name in (
+                "lease_wait_seconds",
+                "in_flight_seconds",
+                "in_flight_waits_max",
+                "propagation_delay_seconds",
+                "gc_grace_seconds",
+                "replica_retries_max",
+                "resume_seconds_max",
+            )
+            if not getattr(self, name) >= 0
+        ]
+        if self.heartbeat_seconds * 3 > self.lease_seconds:
+            faults.append(
+                f"heartbeat_seconds is {self.heartbeat_seconds}; three must fit into lease_seconds {self.lease_seconds}"
+            )
+        if self.purge is PurgeMode.TIME and self.version_at is None:
+            faults.append("purge by time needs version_at, which maps time to versions")
         if faults:
             raise ConfigError(faults)

@@ -39,7 +39,7 @@ from antientropy.core.session import (
 )
 from antientropy.core.tokens import TOKEN_MAX, TokenRange, node_ranges
 from antientropy.errors import DivergenceError, PeerError, PeerMessageError
-from antientropy.peer_client import PeerClient, RootsAnswer
+from antientropy.legacy_client import PeerClient, RootsAnswer
 from antientropy.replica import Replica
 from antientropy.snapshots import ReplicaSnapshot, open_in_thread
 

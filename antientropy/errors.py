@@ -72,6 +72,10 @@ class PeerError(RepairError):
         super().__init__(f"Endpoint {endpoint} {detail}")
 
 
+class SessionLostError(PeerError):
+    """The peer no longer knows the session: it expired, was taken over, or the peer was restarted. Compare anew."""
+
+
 class PeerMessageError(AntiEntropyError):
     """A message of a peer is malformed or beyond a limit; refused whole."""
 

@@ -50,6 +50,36 @@ LMDB_MAP_BYTES: Final = 64 * 1024**3
 ROWS_PER_READ_MAX: Final = 100_000
 #: What would be logged again and again, such as refusals of one kind, is one line in this time.
 LOG_INTERVAL_SECONDS: Final = 60.0
+#: Ended sessions that the journal keeps: a year of one repair a day and some hundreds by hand; about 1 kB each.
+HISTORY_SESSIONS_MAX: Final = 1_000
+#: Bytes of the text that says why a session ended: one line for people.
+DETAIL_CHARACTERS_MAX: Final = 2_000
+#: Differing rows that one unit of a repair holds (about 100 bytes each here, and as much on each peer): 6 MB, and what
+#: is lost by a kill. 10,000 differences are found in one go.
+UNIT_ROWS_MAX: Final = 65_536
+#: Bytes of rows that one unit moves before it is verified and recorded: seconds of a fast network.
+UNIT_BYTES_MAX: Final = 256 * 1024 * 1024
+#: Parts that a unit is cut into at once: one for each bucket of the token line.
+UNIT_PARTS_MAX: Final = 256
+#: Ranges repaired at once by one repair: each holds a snapshot on every replica.
+JOBS_MAX: Final = 4
+#: Tombstones removed in one transaction: milliseconds, so that foreground writes hardly notice.
+PURGE_ROWS_PER_SLICE_MAX: Final = 2_000
+#: Keys that a preview shows for each direction.
+PREVIEW_KEYS_MAX: Final = 10
+#: A version so far ahead of the own clock is not of a write under way, but of a wrong clock.
+CLOCK_AHEAD_SECONDS_MAX: Final = 60.0
+#: Sessions that have closed and whose last answer is remembered, a few hundred bytes each: messages of theirs that come
+#: late or again are told from those of a session that was lost.
+FINISHED_SESSIONS_MAX: Final = 1_024
+#: Sessions open at once, with and without snapshots: leases of disjoint ranges of all keyspaces.
+SERVED_SESSIONS_MAX: Final = 256
+#: Streams of rows of one session whose chunks are remembered for a repetition.
+STREAMS_PER_SESSION_MAX: Final = 64
+#: Chunks of one stream of rows, about 200 bytes remembered of each: 16 GiB of rows.
+CHUNKS_PER_STREAM_MAX: Final = 16_384
+#: How far the seed epoch of a peer may be ahead: each step is one rotation by the scrub, so more is a broken peer.
+EPOCH_STEP_MAX: Final = 1_000
 #: Symbols in one request: at 22 bytes each an answer of 900 kB, below a quarter of gRPC's default receive limit.
 SYMBOLS_PER_REQUEST_MAX: Final = 40_960
 #: Symbols of one sketch: enough for 12,000 differing rows of one bucket; beyond that the tree is descended.

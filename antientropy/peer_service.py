@@ -1,259 +1,215 @@
-"""The answering side of a repair: what a replica tells a coordinator, and rows that it takes from it.
+"""The answering side of a repair: what a replica tells a coordinator, rows that it takes, and rows that it gives.
 
-Store work runs in worker threads, never on the event loop. A session holds a snapshot; sessions are bounded in number
-and in idle time, and an equal pair leaves none behind.
+Store work runs in worker threads, never on the event loop. Every request may arrive twice, late, or after its session
+has closed: see :mod:`antientropy.served` for what is remembered. Nothing of a message is applied before all of it has
+been checked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, NoReturn, TypeVar, TypeVarTuple
+from contextlib import aclosing, contextmanager
+from random import Random
+from typing import Final
 
 import grpc
-import grpc.aio
-import numpy as np
+from google.protobuf.message import Message
 
-from antientropy import wire
-from antientropy.config import RepairConfig
-from antientropy.core.hashing import HASH_VERSION
-from antientropy.core.rows import RowDigests
-from antientropy.core.tokens import TokenRange, node_ranges
-from antientropy.errors import PeerMessageError, StoreError, StoreFullError
+from antientropy.config import PurgeMode, RepairConfig
+from antientropy.core.tokens import TokenRange
+from antientropy.errors import PeerMessageError, StoreClosedError, StoreError, StoreFullError
+from antientropy.leases import Lease, LeaseDenied, LeaseTable
+from antientropy.limits import PURGE_ROWS_PER_SLICE_MAX
 from antientropy.logs import LogLimiter
+from antientropy.marks import ReplicaMarks
+from antientropy.membership import Membership
+from antientropy.peer_client import Spend, unthrottled
+from antientropy.peer_compare import Comparisons
+from antientropy.peer_rows import RowCalls
 from antientropy.replica import Replica
-from antientropy.snapshots import ReplicaSnapshot, open_in_thread
+from antientropy.served import ServedSession, ServedSessions, lost_session
+from antientropy.serving import Serving, shutting_down
+from antientropy.transport.base import CallError, PeerTransport
 from antientropy.v1 import repair_pb2 as pb
-from antientropy.v1 import repair_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
-Arguments = TypeVarTuple("Arguments")
-Result = TypeVar("Result")
-Context = grpc.aio.ServicerContext[Any, Any]
 
+class PeerService:
+    """Serves the replicas of a node to its peers: a :class:`~antientropy.transport.base.PeerAnswers`.
 
-@dataclass(slots=True, eq=False)
-class ServedSession:
-    """A snapshot that a coordinator compares itself with."""
+    Give it to a transport (``antientropy.transport.grpc.register``), call :meth:`sweep` now and then, :meth:`stop` it.
 
-    snapshot: ReplicaSnapshot
-    used_at: float
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """One call at a time is inside a snapshot."""
+    Args:
+        replicas: By keyspace.
+        transport: For rows that go to a third replica directly.
+        executor: For all work on stores.
+        random: Numbers of streams, pauses between attempts.
+        spend: The throttle.
+        epoch_seconds: The wall clock.
+    """
 
-
-class RefusedError(Exception):
-    """A call that is answered with a status."""
-
-    def __init__(self, code: grpc.StatusCode, detail: str) -> None:
-        self.code = code
-        self.detail = detail
-        super().__init__(detail)
-
-
-@asynccontextmanager
-async def answering(context: Context, refusals: LogLimiter) -> AsyncIterator[None]:
-    """Turns what can go wrong in a call into its status: one translation for all calls."""
-    try:
-        yield
-    except RefusedError as error:
-        await _abort(context, refusals, error.code, error.detail)
-    except PeerMessageError as error:
-        await _abort(context, refusals, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-    except StoreFullError as error:
-        await _abort(context, refusals, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-    except StoreError as error:
-        await _abort(context, refusals, grpc.StatusCode.FAILED_PRECONDITION, str(error))
-
-
-async def _abort(context: Context, refusals: LogLimiter, code: grpc.StatusCode, detail: str) -> NoReturn:
-    # A peer that is wrong repeats itself; of each reason the texts differ in names and numbers, so the status counts.
-    held_back = refusals.permit((_host(context.peer()), code))
-    if held_back is not None:
-        logger.warning("repair call of %s refused: %s: %s (held_back=%d)", context.peer(), code.name, detail, held_back)
-    await context.abort(code, detail)
-
-
-def _host(peer: str) -> str:
-    """The address of a caller without its port, which is another one for each connection."""
-    return peer.rpartition(":")[0] or peer
-
-
-class RepairPeerServicer(repair_pb2_grpc.RepairPeerServiceServicer):
-    """Serves the stores of a node to its peers."""
-
-    def __init__(self, replicas: Mapping[str, Replica], config: RepairConfig, executor: Executor) -> None:
-        self._replicas = replicas
-        self._config = config
-        self._executor = executor
-        self._sessions: dict[bytes, ServedSession] = {}
-        self._opening = 0
+    def __init__(
+        self,
+        replicas: Mapping[str, Replica],
+        membership: Membership,
+        config: RepairConfig,
+        *,
+        transport: PeerTransport,
+        executor: Executor,
+        random: Random,
+        spend: Spend = unthrottled,
+        epoch_seconds: Callable[[], float] = time.time,
+    ) -> None:
+        self._sessions = ServedSessions(LeaseTable(config.lease_seconds), executor, self._ended)
+        self.marks: Final = {name: ReplicaMarks(replica.store) for name, replica in replicas.items()}
+        """What each replica has promised about deletes, by keyspace; the coordinator of this node works with it too."""
+        self._node = Serving(
+            replicas=replicas,
+            marks=self.marks,
+            membership=membership,
+            config=config,
+            transport=transport,
+            executor=executor,
+            random=random,
+            spend=spend,
+            epoch_seconds=epoch_seconds,
+            sessions=self._sessions,
+        )
+        self._comparisons = Comparisons(self._node)
+        self._rows = RowCalls(self._node)
+        self._background: set[asyncio.Task[None]] = set()
         self._refusals = LogLimiter()
-        self._stopped = False
 
     @property
     def session_count(self) -> int:
-        """Sessions that hold a snapshot."""
+        """Sessions that are open here."""
         return len(self._sessions)
 
-    async def close_idle(self) -> None:
-        """Close sessions that nobody has used for ``session_idle_seconds``."""
-        horizon = asyncio.get_running_loop().time() - self._config.session_idle_seconds
-        idle = [name for name, one in self._sessions.items() if one.used_at <= horizon and not one.lock.locked()]
-        for name in idle:
-            logger.warning("repair session %s closed: idle for %g s", name.hex(), self._config.session_idle_seconds)
-            await self._close(name)
+    @property
+    def snapshot_count(self) -> int:
+        """Snapshots that are held for coordinators."""
+        return self._sessions.snapshot_count
+
+    # --- leases of the own sessions, for the coordinator of this node ---
+
+    def hold(self, keyspace: str, token_range: TokenRange, session: int) -> Lease | LeaseDenied:
+        """Take or renew the lease that this node needs as a coordinator."""
+        return self._sessions.acquire(keyspace, token_range, self._node.membership.local_endpoint, session)
+
+    def keep(self, session: int) -> bool:
+        """Renew it; False: it is gone."""
+        return self._sessions.leases.renew(session, asyncio.get_running_loop().time())
+
+    def release(self, session: int) -> None:
+        """Give it back."""
+        self._sessions.leases.release(session)
+
+    # --- life ---
+
+    async def sweep(self) -> None:
+        """Close the sessions whose coordinator is silent. To be called a few times in ``lease_seconds``."""
+        await self._sessions.sweep()
 
     async def stop(self) -> None:
-        """Close every session and refuse further calls."""
-        self._stopped = True
-        for session in self._sessions.values():
-            await asyncio.to_thread(session.snapshot.close)
-        self._sessions.clear()
+        """Close every session and refuse further calls. Idempotent."""
+        self._node.stopped = True
+        for session in self._sessions:
+            await self._sessions.close(session)
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
 
-    async def CompareRoots(  # noqa: N802 - named by the protocol
-        self, request: pb.CompareRootsRequest, context: Context
-    ) -> pb.CompareRootsResponse:
-        """Compare, and open a session if the roots differ and one is wanted."""
-        async with answering(context, self._refusals):
-            return await self._compare_roots(request)
-        raise AssertionError("unreachable: aborted")
+    # --- calls ---
 
-    async def CompareNodes(  # noqa: N802 - named by the protocol
-        self, request: pb.CompareNodesRequest, context: Context
-    ) -> pb.CompareNodesResponse:
-        """Hashes of the children of some nodes."""
-        async with answering(context, self._refusals), self._session(request.session_id) as session:
-            indices = wire.decode_indices(request.level, request.indices, level_max=session.snapshot.tree.depth - 1)
-            hashes = await self._in_thread(session.snapshot.tree.child_hashes, request.level, indices)
-            return pb.CompareNodesResponse(child_hashes=wire.encode_unsigned(hashes))
-        raise AssertionError("unreachable: aborted")
+    async def unary(self, method: str, request: Message, caller: str) -> Message:
+        """As the Protocol says."""
+        with self._answering(caller):
+            match request:
+                case pb.CompareRequest():
+                    return await self._comparisons.compare(request)
+                case pb.LocateRequest():
+                    return await self._rows.locate(request)
+                case pb.SendRequest():
+                    return await self._rows.send(request)
+                case pb.HeartbeatRequest():
+                    self._sessions.get(request.session)
+                    return pb.HeartbeatResponse()
+                case pb.CloseRequest():
+                    session = self._sessions.find(request.session)
+                    if session is not None:
+                        await self._sessions.close(session)
+                    return pb.CloseResponse()
+            raise CallError(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served")
 
-    async def ListRowDigests(  # noqa: N802 - named by the protocol
-        self, request: pb.ListRowDigestsRequest, context: Context
-    ) -> AsyncIterator[pb.RowDigestsChunk]:
-        """Digests of all rows below some nodes."""
-        async with answering(context, self._refusals), self._session(request.session_id) as session:
-            indices = wire.decode_indices(request.level, request.indices, level_max=session.snapshot.tree.depth)
-            ranges = node_ranges(request.level, indices, session.snapshot.token_range)
-            chunks: Iterator[RowDigests] = session.snapshot.digests(ranges)
-            while (rows := await self._in_thread(next, chunks, None)) is not None:
-                yield wire.encode_digests(rows)
+    async def response_stream(self, method: str, request: Message, caller: str) -> AsyncGenerator[Message, None]:
+        """As the Protocol says."""
+        with self._answering(caller):
+            if not isinstance(request, pb.FetchRequest):
+                raise CallError(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served")
+            async with aclosing(self._rows.fetch(request)) as stream:
+                async for answer in stream:
+                    yield answer
 
-    async def FetchRows(  # noqa: N802 - named by the protocol
-        self, request: pb.FetchRowsRequest, context: Context
-    ) -> AsyncIterator[pb.RowsChunk]:
-        """The rows at some tokens."""
-        async with answering(context, self._refusals), self._session(request.session_id) as session:
-            tokens = wire.decode_tokens(request.tokens, session.snapshot.token_range)
-            chunks = wire.encode_rows(session.snapshot.rows_at(tokens.tolist()))
-            while (item := await self._in_thread(next, chunks, None)) is not None:
-                yield item[0]
+    async def request_stream(self, method: str, requests: AsyncIterator[Message], caller: str) -> Message:
+        """As the Protocol says."""
+        with self._answering(caller):
+            if method != "Push":
+                raise CallError(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served")
+            return await self._rows.push(requests)
 
-    async def PushRows(  # noqa: N802 - named by the protocol
-        self, request_iterator: AsyncIterator[pb.PushRowsRequest], context: Context
-    ) -> pb.PushRowsResponse:
-        """Take rows: each chunk is checked whole, then applied where its rows win, durable before the next is read."""
-        async with answering(context, self._refusals):
-            received = applied = 0
-            replica: Replica | None = None
-            async for request in request_iterator:
-                if replica is None:
-                    replica = self._replica(request.keyspace)
-                apply = partial(replica.store.apply, from_repair=True)
-                rows = await self._in_thread(wire.decode_rows, request.rows)
-                applied += await self._in_thread(apply, rows)
-                received += len(rows)
-            return pb.PushRowsResponse(rows_received=received, rows_applied=applied)
-        raise AssertionError("unreachable: aborted")
-
-    async def CloseSession(  # noqa: N802 - named by the protocol
-        self, request: pb.CloseSessionRequest, context: Context
-    ) -> pb.CloseSessionResponse:
-        """Give the snapshot back."""
-        async with answering(context, self._refusals):
-            await self._close(request.session_id)
-            return pb.CloseSessionResponse()
-        raise AssertionError("unreachable: aborted")
-
-    async def _compare_roots(self, request: pb.CompareRootsRequest) -> pb.CompareRootsResponse:
-        replica = self._replica(request.keyspace)
-        token_range = wire.token_range_of(request.first_token, request.last_token)
-        theirs = wire.root_of(request.root_digest, request.row_count)
-        if request.hash_version != HASH_VERSION:
-            raise RefusedError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"hash version {request.hash_version} is not spoken here (but {HASH_VERSION}); use one release on all",
-            )
-        ours = await self._in_thread(replica.root, token_range)
-        response = pb.CompareRootsResponse(equal=ours == theirs, root_digest=ours.digest, row_count=ours.count)
-        if response.equal or not request.open_session:
-            return response
-        name, session = await self._open(replica, token_range)
-        root = session.snapshot.tree.root
-        response.root_digest, response.row_count = root.digest, root.count
-        response.session_id, response.tree_depth = name, session.snapshot.tree.depth
-        response.child_hashes = wire.encode_unsigned(session.snapshot.tree.child_hashes(0, np.zeros(1, np.uint32)))
-        return response
-
-    async def _open(self, replica: Replica, token_range: TokenRange) -> tuple[bytes, ServedSession]:
-        await self.close_idle()
-        if len(self._sessions) + self._opening >= self._config.sessions_max:
-            raise RefusedError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self._config.sessions_max} repair sessions are open here; try again when one has ended",
-            )
-        self._opening += 1
+    @contextmanager
+    def _answering(self, caller: str) -> Iterator[None]:
+        """Turns what can go wrong in a call into its status: one translation for all calls."""
         try:
-            snapshot = await open_in_thread(self._executor, replica, token_range)
-        finally:
-            self._opening -= 1
-        if self._stopped:
-            snapshot.close()
-            raise _stopping()
-        session = ServedSession(snapshot, asyncio.get_running_loop().time())
-        name = secrets.token_bytes(wire.SESSION_ID_BYTES)
-        self._sessions[name] = session
-        return name, session
+            if self._node.stopped:
+                raise shutting_down()
+            yield
+        except CallError as error:
+            self._log(caller, error)
+            raise
+        except PeerMessageError as error:
+            raise self._log(caller, CallError(grpc.StatusCode.INVALID_ARGUMENT, str(error))) from error
+        except StoreClosedError as error:
+            raise self._log(caller, lost_session()) from error
+        except StoreFullError as error:
+            raise self._log(caller, CallError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))) from error
+        except StoreError as error:
+            raise self._log(caller, CallError(grpc.StatusCode.FAILED_PRECONDITION, str(error))) from error
 
-    def _replica(self, keyspace: str) -> Replica:
-        replica = self._replicas.get(wire.check_keyspace(keyspace))
-        if replica is None:
-            raise RefusedError(grpc.StatusCode.NOT_FOUND, f"keyspace {keyspace!r} is not served here")
-        return replica
-
-    @asynccontextmanager
-    async def _session(self, name: bytes) -> AsyncIterator[ServedSession]:
-        session = self._sessions.get(name)
-        if session is None:
-            raise RefusedError(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                "unknown repair session: it was closed, was idle for too long, or this node was restarted",
+    def _log(self, caller: str, error: CallError) -> CallError:
+        # A peer that is wrong repeats itself; texts of one reason differ in names and numbers, so the status counts.
+        held_back = self._refusals.permit((caller.rpartition(":")[0] or caller, error.code))
+        if held_back is not None:
+            logger.warning(
+                "repair call of %s refused: %s: %s (held_back=%d)", caller, error.code.name, error.detail, held_back
             )
-        async with session.lock:
-            session.used_at = asyncio.get_running_loop().time()
-            try:
-                yield session
-            finally:
-                session.used_at = asyncio.get_running_loop().time()
+        return error
 
-    async def _close(self, name: bytes) -> None:
-        session = self._sessions.pop(name, None)
-        if session is not None:
-            await self._in_thread(session.snapshot.close)
+    # --- purging ---
 
-    async def _in_thread(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
-        if self._stopped:
-            raise _stopping()
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+    def _ended(self, session: ServedSession) -> None:
+        """A session has closed: what it permitted to purge is purged now, when nobody compares the range."""
+        wanted = self._node.config.purge is PurgeMode.REPAIRED
+        if session.purge_version and wanted and not self._node.stopped:
+            task = asyncio.get_running_loop().create_task(self._purge(session), name="antientropy purge")
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
 
-
-def _stopping() -> RefusedError:
-    return RefusedError(grpc.StatusCode.UNAVAILABLE, "this node is shutting down")
+    async def _purge(self, session: ServedSession) -> None:
+        store = self._node.replicas[session.keyspace].store
+        try:
+            floors = await self._node.in_thread(
+                self.marks[session.keyspace].floors_permitted, session.purge_version, session.token_range
+            )
+            while True:
+                purged = await self._node.in_thread(store.purge, floors, PURGE_ROWS_PER_SLICE_MAX)
+                if purged < PURGE_ROWS_PER_SLICE_MAX:
+                    return
+                await asyncio.sleep(self._node.config.purge_interval_seconds)
+        except (StoreError, CallError) as error:
+            logger.warning("tombstones of %s were not purged, the next repair tries again: %s", session.keyspace, error)

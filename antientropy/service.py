@@ -22,9 +22,9 @@ from antientropy.core.merkle import Root
 from antientropy.core.session import RepairStatistics
 from antientropy.core.tokens import TokenRange
 from antientropy.errors import RepairRequestError, RepairRunningError, ServiceStoppedError, UnknownKeyspaceError
+from antientropy.legacy_client import PeerClient
+from antientropy.legacy_service import RepairPeerServicer
 from antientropy.limits import REPLICAS_MAX, UPDATES_QUEUED_MAX
-from antientropy.peer_client import PeerClient
-from antientropy.peer_service import RepairPeerServicer
 from antientropy.replica import Replica
 from antientropy.store import RowStore
 from antientropy.strict import strict

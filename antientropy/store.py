@@ -7,13 +7,15 @@ sketches), which no store needs to know about, is :class:`antientropy.replica.Re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from antientropy.core.deletes import FENCE_MARK, FLOORS_MARK, past
+from antientropy.core.floors import decode_floors
 from antientropy.core.rows import Changes, Row, RowDigests
 from antientropy.core.tokens import TokenRange
 from antientropy.errors import RowRefusedError, StoreError
@@ -26,6 +28,7 @@ from antientropy.limits import (
 )
 
 __all__ = [
+    "ENFORCED_MARKS",
     "Changes",
     "Listener",
     "QuarantiningStore",
@@ -37,6 +40,7 @@ __all__ = [
     "RowStore",
     "check_mark",
     "check_row",
+    "limits_of_marks",
     "quarantining",
     "rereading",
 ]
@@ -105,12 +109,15 @@ class RowStore(Protocol):
         """Put rows that win over what is stored: compare-and-set by ``(version, digest)``, see :class:`Row`.
 
         Idempotent and commutative. Durable on return, all or nothing. Returns how many rows changed the store. A row
-        whose version lies below the purge floor of its bucket and whose key is not stored is not applied, because it
-        may be what a purged tombstone had deleted; it is counted in ``rows_refused`` (see :meth:`purge`).
+        that would win, but whose version lies below fence or purge floor of its bucket, is not applied, whether its
+        key is stored or not: it may be what a purged tombstone had deleted, or a deletion that comes too late to be
+        kept (see ``core/deletes.py``). It is counted in ``rows_refused``; who wrote it must not be told that it is
+        stored.
 
-        ``from_repair``: rows that a repair brings. No check of floors (repair has its own rules). Background priority:
-        writes without the flag never wait for these. Rows are independent, so all or nothing may hold for slices only:
-        after an error some rows may have been applied, none of them in part. The call returns when all are durable.
+        ``from_repair``: rows that a repair brings. No check of fence and floors (repair has its own rules). Background
+        priority: writes without the flag never wait for these. Rows are independent, so all or nothing may hold for
+        slices only: after an error some rows may have been applied, none of them in part. The call returns when all are
+        durable.
 
         Raises:
             RowRefusedError: a row is beyond a limit of :func:`check_row`; nothing was applied.
@@ -138,7 +145,9 @@ class RowStore(Protocol):
     def write_mark(self, name: str, value: bytes) -> None:
         """Write one; durable on return. Names have 1 to 64 bytes, values at most ``MARK_BYTES_MAX``.
 
-        Writing the mark ``floors`` sets the floors of :meth:`apply`, also to lesser ones (a replica that starts anew).
+        :meth:`apply` keeps to the marks ``floors`` and ``fence`` (:func:`limits_of_marks`) from the return of this call
+        on: whoever writes one and then reads sees no row that was applied against it. They are set, not merged, so also
+        to lesser versions (a replica that starts anew).
 
         Raises:
             StoreError: nothing was written.
@@ -179,7 +188,7 @@ class RowStore(Protocol):
 
     @property
     def rows_refused(self) -> int:
-        """Rows that were not applied because they lay below a purge floor, since the store was opened."""
+        """Rows that were not applied because they lay below fence or purge floor, since the store was opened."""
         ...
 
 
@@ -233,6 +242,25 @@ def check_row(row: Row) -> None:
         raise RowRefusedError("tombstone with a value refused: a deleted row has an empty value")
     if not 0 <= row.version <= VERSION_MAX:
         raise RowRefusedError(f"version {row.version} refused: a version is 0 to {VERSION_MAX}")
+
+
+#: The marks that a store keeps to in :meth:`RowStore.apply`.
+ENFORCED_MARKS: Final = (FENCE_MARK, FLOORS_MARK)
+
+
+def limits_of_marks(marks: Mapping[str, bytes | None]) -> tuple[NDArray[np.uint64], list[int]]:
+    """What the marks of a store mean for it: its floors, shape (256,), and by bucket, what lies in the past.
+
+    A row of a lesser version than the latter is applied from a repair only.
+
+    Raises:
+        StoreError: a mark is damaged.
+    """
+    try:
+        floors = decode_floors(marks.get(FLOORS_MARK))
+        return floors, past(floors, marks.get(FENCE_MARK)).tolist()
+    except ValueError as error:
+        raise StoreError(f"mark refused: {error}") from error
 
 
 def check_mark(name: str, value: bytes) -> None:

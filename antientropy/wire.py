@@ -3,33 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from antientropy.core import hashing
-from antientropy.core.merkle import FAN_OUT, Root
-from antientropy.core.rows import Row, RowDigests
-from antientropy.core.tokens import TokenRange
+from antientropy.core.merkle import Root
+from antientropy.core.rows import Row
+from antientropy.core.sketch import Symbols
+from antientropy.core.sketch_search import FIRST_SYMBOLS
+from antientropy.core.tokens import BUCKET_LEVEL, BUCKETS, TOKEN_MAX, TokenRange, covering
 from antientropy.errors import PeerMessageError, RowRefusedError
 from antientropy.limits import (
     CHUNK_BYTES_MAX,
     CHUNK_ROWS_MAX,
-    DIGESTS_PER_CHUNK_MAX,
     KEYSPACE_BYTES_MAX,
-    NODES_PER_REQUEST_MAX,
     TOKENS_PER_REQUEST_MAX,
-    TREE_DEPTH_MAX,
 )
 from antientropy.store import check_row
 from antientropy.v1 import repair_pb2 as pb
 
-#: Bytes of a row in a chunk besides key and value: two lengths, version, digest.
-_ROW_OVERHEAD_BYTES: Final = 2 + 4 + 8 + 16
-#: Field headers of a chunk, and of the message around it.
+#: Which rows of a chunk are tombstones: none (0), all, or some.
+_ALL: Final = 1
+_MIXED: Final = 2
+#: Versions of the hash functions that one number of the wire can tell apart, beside the epoch.
+_HASH_VERSIONS: Final = 16
+#: No tombstone is left out.
+NO_FLOORS: Final[NDArray[np.uint64]] = np.zeros(BUCKETS, np.uint64)
+NO_FLOORS.setflags(write=False)
+#: A host name of 253 bytes, a colon and a port.
+ENDPOINT_BYTES_MAX: Final = 260
+#: Bytes of a row in a chunk besides key and value, at most: two lengths, version, a bit.
+_ROW_OVERHEAD_BYTES: Final = 4 + 4 + 8 + 1
+#: Headers of columns and fields of a chunk, and of the message around it.
 _CHUNK_OVERHEAD_BYTES: Final = 512
-SESSION_ID_BYTES: Final = 16
+
+# --- packed columns ---
+
+
+def pack_column(values: NDArray[np.uint64]) -> bytes:
+    """Unsigned integers as one byte of widths, the least of them, and what each has more than that.
+
+    One value is 1 byte and its own bytes; equal values take no more than one of them.
+    """
+    if not len(values):
+        return b"\0"
+    base = int(values.min())
+    base_bytes = (base.bit_length() + 7) // 8
+    width = (int(values.max() - values.min()).bit_length() + 7) // 8
+    head = bytes([base_bytes << 4 | width]) + base.to_bytes(base_bytes, "little")
+    if not width:
+        return head
+    wide = (values - np.uint64(base)).astype("<u8")
+    return head + wide.view(np.uint8).reshape(-1, 8)[:, :width].tobytes()
+
+
+def unpack_column(data: bytes, count: int, start: int = 0) -> tuple[NDArray[np.uint64], int]:
+    """The inverse: ``count`` values from ``data[start:]``, and where they end."""
+    if start >= len(data):
+        raise PeerMessageError("a packed column is missing")
+    base_bytes, width = data[start] >> 4, data[start] & 15
+    first = start + 1 + base_bytes
+    end = first + width * count
+    if base_bytes > 8 or width > 8 or end > len(data):
+        raise PeerMessageError(f"a packed column of {count} entries of {width} bytes is cut short or too wide")
+    base = int.from_bytes(data[start + 1 : first], "little")
+    wide = np.zeros((count, 8), np.uint8)
+    if width:
+        wide[:, :width] = np.frombuffer(data, np.uint8, width * count, first).reshape(count, width)
+    values = wide.view("<u8").reshape(count).astype(np.uint64) + np.uint64(base)
+    if bool((values < np.uint64(base)).any()):
+        raise PeerMessageError("an entry of a packed column is beyond 64 bits")
+    return values, end
+
+
+# --- names, ranges, roots ---
 
 
 def check_keyspace(keyspace: str) -> str:
@@ -39,8 +89,21 @@ def check_keyspace(keyspace: str) -> str:
     return keyspace
 
 
-def token_range_of(first: int, last: int) -> TokenRange:
-    """Both ends of a range, both inclusive."""
+def check_endpoint(endpoint: str) -> str:
+    """An endpoint of a sensible length."""
+    if not 0 < len(endpoint.encode()) <= ENDPOINT_BYTES_MAX:
+        raise PeerMessageError(f"endpoint: 1 to {ENDPOINT_BYTES_MAX} bytes are allowed")
+    return endpoint
+
+
+def put_range(request: pb.CompareRequest, token_range: TokenRange) -> None:
+    """Both ends, inclusive; the full range takes no bytes."""
+    request.first_token, request.tokens_after = token_range.first, TOKEN_MAX - token_range.last
+
+
+def range_of(request: pb.CompareRequest) -> TokenRange:
+    """The inverse."""
+    first, last = request.first_token, TOKEN_MAX - request.tokens_after
     if first > last:
         raise PeerMessageError(f"token range {first} to {last} is empty")
     return TokenRange(first, last)
@@ -48,28 +111,61 @@ def token_range_of(first: int, last: int) -> TokenRange:
 
 def root_of(digest: bytes, count: int) -> Root:
     """A root: 16 bytes and a count; no rows have no digest."""
+    if not count:
+        if digest:
+            raise PeerMessageError("root digest of no rows is not empty")
+        return Root(hashing.EMPTY_DIGEST, 0)
     if len(digest) != hashing.DIGEST_BYTES:
         raise PeerMessageError(f"root digest of {len(digest)} bytes; {hashing.DIGEST_BYTES} are needed")
-    if count == 0 and digest != hashing.EMPTY_DIGEST:
-        raise PeerMessageError("root digest of no rows is not zero")
     return Root(digest, count)
 
 
-def encode_unsigned(column: NDArray[np.uint64] | NDArray[np.uint32]) -> bytes:
-    """A column of 4- or 8-byte integers, little-endian."""
-    return column.astype(column.dtype.newbyteorder("<")).tobytes()
+def encode_floors(floors: NDArray[np.uint64], token_range: TokenRange) -> bytes:
+    """The floors of the buckets of a range; nothing when all are 0."""
+    first, last = covering(token_range, BUCKET_LEVEL)
+    covered = floors[first : last + 1]
+    return pack_column(covered) if covered.any() else b""
 
 
-def decode_indices(level: int, indices: bytes, *, level_max: int) -> NDArray[np.uint32]:
-    """Node indices of a request: known level, within it, strictly ascending, not too many, at least one."""
-    if not 0 <= level <= min(level_max, TREE_DEPTH_MAX):
-        raise PeerMessageError(f"tree level {level}: 0 to {level_max} are allowed")
-    if len(indices) % 4 or not 0 < len(indices) // 4 <= NODES_PER_REQUEST_MAX:
-        raise PeerMessageError(f"{len(indices)} bytes of node indices: 1 to {NODES_PER_REQUEST_MAX} times 4 allowed")
-    column = np.frombuffer(indices, "<u4").astype(np.uint32)
-    if int(column[-1]) >= FAN_OUT**level or not bool((column[1:] > column[:-1]).all()):
-        raise PeerMessageError(f"node indices are out of order or beyond level {level}")
-    return column
+def decode_floors(data: bytes, token_range: TokenRange) -> NDArray[np.uint64]:
+    """The inverse, shape (256,): 0 outside of the range."""
+    floors = NO_FLOORS.copy()
+    if data:
+        first, last = covering(token_range, BUCKET_LEVEL)
+        floors[first : last + 1], end = unpack_column(data, last + 1 - first)
+        if end != len(data):
+            raise PeerMessageError(f"{len(data) - end} bytes follow the floors")
+    return floors
+
+
+def encode_version(version: int) -> bytes:
+    """A version in 8 bytes, big-endian, without the zeros at its end: those that stand for whole seconds are short."""
+    return version.to_bytes(8, "big").rstrip(b"\0")
+
+
+def decode_version(data: bytes) -> int:
+    """The inverse."""
+    if len(data) > 8 or data.endswith(b"\0"):
+        raise PeerMessageError(f"a version of {len(data)} bytes, or with zeros at its end")
+    return int.from_bytes(data.ljust(8, b"\0"), "big")
+
+
+def encode_hashes(hash_version: int, epoch: int) -> int:
+    """Which hashes are spoken, as one number."""
+    return epoch * _HASH_VERSIONS + hash_version
+
+
+def decode_hashes(hashes: int) -> tuple[int, int]:
+    """The inverse: version of the functions, and seed epoch."""
+    return hashes % _HASH_VERSIONS, hashes // _HASH_VERSIONS
+
+
+# --- requests ---
+
+
+def encode_tokens(tokens: NDArray[np.uint64]) -> bytes:
+    """A column of tokens."""
+    return tokens.astype("<u8").tobytes()
 
 
 def decode_tokens(tokens: bytes, token_range: TokenRange) -> NDArray[np.uint64]:
@@ -84,100 +180,154 @@ def decode_tokens(tokens: bytes, token_range: TokenRange) -> NDArray[np.uint64]:
     return column
 
 
-def decode_child_hashes(hashes: bytes, nodes: int) -> NDArray[np.uint64]:
-    """16 hashes for each of some nodes. Shape (nodes, 16)."""
-    if len(hashes) != nodes * FAN_OUT * 8:
-        raise PeerMessageError(f"{len(hashes)} bytes of node hashes; {nodes * FAN_OUT * 8} are needed")
-    return np.frombuffer(hashes, "<u8").astype(np.uint64).reshape(nodes, FAN_OUT)
+# --- symbols ---
 
 
-def encode_digests(rows: RowDigests) -> pb.RowDigestsChunk:
-    """Row digests as a message."""
-    return pb.RowDigestsChunk(
-        tokens=encode_unsigned(rows.tokens),
-        versions=encode_unsigned(rows.versions),
-        digests=hashing.digest_bytes(rows.digests),
-    )
+def decode_first_symbols(data: bytes) -> Symbols | None:
+    """The first symbols of a range; None: there are none."""
+    try:
+        return Symbols.decode(data, FIRST_SYMBOLS) if data else None
+    except ValueError as error:
+        raise PeerMessageError(f"first symbols: {error}") from error
 
 
-def decode_digests(chunk: pb.RowDigestsChunk, asked: NDArray[np.uint64]) -> RowDigests:
-    """Row digests of a peer. ``asked``: first and last tokens of the ranges that were asked for, shape (n, 2)."""
-    count = len(chunk.tokens) // 8
-    if not 0 < count <= DIGESTS_PER_CHUNK_MAX:
-        raise PeerMessageError(f"{count} row digests in a chunk: 1 to {DIGESTS_PER_CHUNK_MAX} are allowed")
-    if (len(chunk.tokens), len(chunk.versions), len(chunk.digests)) != (count * 8, count * 8, count * 16):
-        raise PeerMessageError("columns of row digests have different lengths")
-    tokens = np.frombuffer(chunk.tokens, "<u8").astype(np.uint64)
-    within = np.searchsorted(asked[:, 0], tokens, "right").astype(np.int64) - 1
-    if bool((within < 0).any()) or bool((tokens > asked[within, 1]).any()):
-        raise PeerMessageError("row digests outside of the leaves that were asked for")
-    versions = np.frombuffer(chunk.versions, "<u8").astype(np.uint64)
-    return RowDigests(tokens, versions, hashing.digest_columns(chunk.digests))
+# --- rows ---
 
 
-def encode_rows(rows: Iterable[Row]) -> Iterator[tuple[pb.RowsChunk, int]]:
-    """Rows as messages of less than 1 MiB, each with the number of its rows."""
+@dataclass(frozen=True, slots=True)
+class RowsMessage:
+    """A chunk of rows, ready to travel."""
+
+    message: pb.RowColumns
+    row_count: int
+    row_bytes: int
+    """Keys and values."""
+
+
+def encode_rows(rows: Iterable[Row]) -> Iterator[RowsMessage]:
+    """Rows as messages of less than 1 MiB."""
     batch: list[Row] = []
     size = _CHUNK_OVERHEAD_BYTES
     for row in rows:
         row_bytes = len(row.key) + len(row.value) + _ROW_OVERHEAD_BYTES
         if batch and (size + row_bytes > CHUNK_BYTES_MAX or len(batch) >= CHUNK_ROWS_MAX):
-            yield _rows_chunk(batch), len(batch)
+            yield _rows_message(batch)
             batch, size = [], _CHUNK_OVERHEAD_BYTES
         batch.append(row)
         size += row_bytes
     if batch:
-        yield _rows_chunk(batch), len(batch)
+        yield _rows_message(batch)
 
 
-def _rows_chunk(rows: list[Row]) -> pb.RowsChunk:
-    return pb.RowsChunk(
-        key_lengths=np.array([len(row.key) for row in rows], "<u2").tobytes(),
-        keys=b"".join([row.key for row in rows]),
-        versions=np.array([row.version for row in rows], "<u8").tobytes(),
-        digests=b"".join([row.digest for row in rows]),
-        value_lengths=np.array([len(row.value) for row in rows], "<u4").tobytes(),
-        values=b"".join([row.value for row in rows]),
+def _rows_message(rows: list[Row]) -> RowsMessage:
+    deleted = np.array([row.deleted for row in rows], np.bool_)
+    kind = _MIXED if deleted.any() and not deleted.all() else int(deleted[0])
+    columns = (
+        _pack_head(len(rows) << 2 | kind),
+        pack_column(np.array([len(row.key) for row in rows], np.uint64)),
+        pack_column(np.array([len(row.value) for row in rows], np.uint64)),
+        pack_column(np.array([row.version for row in rows], np.uint64)),
+        np.packbits(deleted, bitorder="little").tobytes() if kind == _MIXED else b"",
+        _combined([row.digest for row in rows]),
     )
+    content = b"".join([row.key for row in rows]) + b"".join([row.value for row in rows])
+    return RowsMessage(pb.RowColumns(columns=b"".join(columns), content=content), len(rows), len(content))
 
 
-def decode_rows(chunk: pb.RowsChunk) -> list[Row]:
-    """The rows of a chunk, each checked against its digest and the limits of a store.
+def _combined(digests: list[bytes]) -> bytes:
+    """XOR of digests."""
+    return hashing.digest_bytes(np.bitwise_xor.reduce(hashing.digest_columns(b"".join(digests)), axis=0))
+
+
+def decode_rows(message: pb.RowColumns, within: TokenRange) -> list[Row]:
+    """The rows of a chunk: checked as a whole against the digest it came with, the range, and the limits of a store.
 
     Raises:
         PeerMessageError: anything is wrong with any of them.
     """
-    count = len(chunk.key_lengths) // 2
-    if not 0 < count <= CHUNK_ROWS_MAX or chunk.ByteSize() > CHUNK_BYTES_MAX:
+    data = message.columns
+    head, start = _unpack_head(data)
+    count, kind = head >> 2, head & 3
+    if not 0 < count <= CHUNK_ROWS_MAX or kind > _MIXED or message.ByteSize() > CHUNK_BYTES_MAX:
         raise PeerMessageError(
-            f"a chunk of {count} rows in {chunk.ByteSize()} bytes: 1 to {CHUNK_ROWS_MAX} rows in at most "
+            f"a chunk of {count} rows in {message.ByteSize()} bytes: 1 to {CHUNK_ROWS_MAX} rows in at most "
             f"{CHUNK_BYTES_MAX} bytes are allowed"
         )
-    lengths = (len(chunk.key_lengths), len(chunk.versions), len(chunk.digests), len(chunk.value_lengths))
-    if lengths != (count * 2, count * 8, count * 16, count * 4):
-        raise PeerMessageError("columns of rows have different lengths")
-    key_ends = np.cumsum(np.frombuffer(chunk.key_lengths, "<u2"), dtype=np.int64)
-    value_ends = np.cumsum(np.frombuffer(chunk.value_lengths, "<u4"), dtype=np.int64)
-    if (int(key_ends[-1]), int(value_ends[-1])) != (len(chunk.keys), len(chunk.values)):
-        raise PeerMessageError("keys or values are longer or shorter than their lengths say")
-    rows = []
-    key_start = value_start = 0
-    versions = np.frombuffer(chunk.versions, "<u8").tolist()
-    for number, (version, key_end, value_end) in enumerate(
-        zip(versions, key_ends.tolist(), value_ends.tolist(), strict=True)
+    key_lengths, end = unpack_column(data, count, start)
+    value_lengths, end = unpack_column(data, count, end)
+    versions, end = unpack_column(data, count, end)
+    deleted, end = _unpack_flags(data, count, kind, end)
+    if len(data) - end != hashing.DIGEST_BYTES:
+        raise PeerMessageError(f"{len(data) - end} bytes where the digest of {count} rows belongs")
+    # Compared one by one first: a sum of absurd lengths could come out right beyond 64 bits.
+    size = len(message.content)
+    if max(int(key_lengths.max()), int(value_lengths.max())) > size or size != int(
+        key_lengths.sum() + value_lengths.sum()
     ):
-        digest = chunk.digests[number * 16 : number * 16 + 16]
-        row = Row(chunk.keys[key_start:key_end], version, chunk.values[value_start:value_end], bool(digest[0] & 0x80))
-        _check(row, digest)
-        rows.append(row)
-        key_start, value_start = key_end, value_end
+        raise PeerMessageError("keys and values are longer or shorter than their lengths say")
+    ends = np.cumsum(np.concatenate((key_lengths, value_lengths)).astype(np.int64)).tolist()
+    rows = _cut(message.content, [0, *ends], versions.tolist(), deleted.tolist())
+    _check_rows(rows, within)
+    if _combined([row.digest for row in rows]) != data[end:]:
+        raise PeerMessageError(f"a chunk of {count} rows does not match its digest")
     return rows
 
 
-def _check(row: Row, digest: bytes) -> None:
+def _pack_head(number: int) -> bytes:
+    """A varint."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*encoded, number])
+
+
+def _unpack_head(data: bytes) -> tuple[int, int]:
+    """The number at the start of a chunk, and where it ends."""
+    number = 0
+    for at, byte in enumerate(data[:3]):
+        number |= (byte & 0x7F) << 7 * at
+        if byte < 0x80:
+            return number, at + 1
+    raise PeerMessageError("the number of rows in a chunk is cut short or absurd")
+
+
+def _unpack_flags(data: bytes, count: int, kind: int, start: int) -> tuple[NDArray[np.bool_], int]:
+    """Which of the rows are tombstones, and where that ends."""
+    if kind != _MIXED:
+        return np.full(count, kind == _ALL), start
+    end = start + (count + 7) // 8
+    if end > len(data):
+        raise PeerMessageError("the flags of a chunk of rows are cut short")
+    bits = np.frombuffer(data, np.uint8, end - start, start)
+    return np.unpackbits(bits, count=count, bitorder="little").astype(np.bool_), end
+
+
+def _cut(content: bytes, bounds: list[int], versions: list[int], deleted: list[bool]) -> list[Row]:
+    """Rows from all keys followed by all values. ``bounds``: 2n + 1 offsets."""
+    count = len(versions)
+    return [
+        Row(
+            content[bounds[at] : bounds[at + 1]],
+            versions[at],
+            content[bounds[count + at] : bounds[count + at + 1]],
+            deleted[at],
+        )
+        for at in range(count)
+    ]
+
+
+def _check_rows(rows: list[Row], within: TokenRange) -> None:
+    """Limits of a store, order of tokens, no key twice, none outside of the range."""
+    before = within.first
     try:
-        check_row(row)
+        for row in rows:
+            check_row(row)
+            token = row.token
+            if not before <= token <= within.last:
+                raise PeerMessageError(f"the row at token {token} is out of order, or outside of the range {within}")
+            before = token
     except RowRefusedError as error:
         raise PeerMessageError(str(error)) from error
-    if row.digest != digest:
-        raise PeerMessageError(f"the row at token {row.token} does not match its digest")
+    if len({row.key for row in rows}) != len(rows):
+        raise PeerMessageError("a chunk has two rows of one key")

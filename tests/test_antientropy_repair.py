@@ -255,7 +255,7 @@ async def test_an_empty_replica_gets_everything_in_pages(monkeypatch: pytest.Mon
     monkeypatch.setattr("antientropy.core.session.TOKENS_PER_REQUEST_MAX", 300)
     monkeypatch.setattr("antientropy.core.session.ROWS_PER_PUSH_MAX", 400)
     monkeypatch.setattr("antientropy.stores.memory.DIGESTS_PER_CHUNK_MAX", 37)
-    monkeypatch.setattr("antientropy.wire.CHUNK_ROWS_MAX", 50)
+    monkeypatch.setattr("antientropy.legacy_wire.CHUNK_ROWS_MAX", 50)
     full, empty, half = MemoryRowStore(), MemoryRowStore(), MemoryRowStore()
     full.apply(rows_named(2_000))
     half.apply(rows_named(1_000))
@@ -842,7 +842,7 @@ async def test_sessions_are_bounded_and_close_when_idle() -> None:
 
 
 def chunk_of(*rows: Row, **changes: bytes) -> pb.RowsChunk:
-    from antientropy.wire import encode_rows
+    from antientropy.legacy_wire import encode_rows
 
     chunk = next(iter(encode_rows(rows)))[0]
     for name, value in changes.items():

@@ -34,7 +34,7 @@ from antientropy import (
     StoreReadOnlyError,
     TokenRange,
 )
-from antientropy.core import hashing
+from antientropy.core import deletes, hashing
 from antientropy.core.merkle import HashTree, Root
 from antientropy.core.rows import Changes, RowDigests
 from antientropy.core.tokens import TOKEN_MAX
@@ -308,15 +308,19 @@ def test_purge_keeps_to_the_floor_of_each_bucket(store: Store) -> None:
     check_consistent(store)
 
 
-def test_a_row_below_its_floor_is_refused_unless_repair_brings_it_or_it_replaces_one(store: Store) -> None:
+def test_a_row_below_its_floor_is_refused_unless_repair_brings_it_or_it_loses_anyway(store: Store) -> None:
     store.apply([Row(b"known", 3, b"x"), Row(b"gone", 5, b"", deleted=True)])
     assert store.purge(floors_at(10), 10) == 1
-    assert store.apply([Row(b"gone", 4, b"ghost"), Row(b"new", 9, b"ghost"), Row(b"known", 7, b"y")]) == 1
-    assert store.rows_refused == 2
+    late = [Row(b"gone", 4, b"ghost"), Row(b"new", 9, b"ghost"), Row(b"known", 7, b"", deleted=True)]
+    assert store.apply([*late, Row(b"known", 2, b"older")]) == 0
+    assert store.rows_refused == 3
     assert store.get(b"gone") is None
+    store.write_mark("fence", deletes.encode_versions(deletes.uniform(11)))
+    assert store.apply([Row(b"new", 10, b"behind the fence")]) == 0
+    store.write_mark("fence", b"")
     assert store.apply([Row(b"new", 10, b"at the floor")]) == 1
     assert store.apply([Row(b"gone", 4, b"x")], from_repair=True) == 1
-    assert store.rows_refused == 2
+    assert store.rows_refused == 4
     check_consistent(store)
 
 

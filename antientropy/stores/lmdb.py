@@ -24,7 +24,7 @@ from antientropy.core.rows import Row
 from antientropy.core.tokens import TokenRange
 from antientropy.errors import StoreClosedError, StoreCorruptError, StoreError
 from antientropy.limits import KEY_BYTES_MAX, LMDB_MAP_BYTES, LMDB_READERS_MAX, ROWS_PER_READ_MAX
-from antientropy.store import Listener, check_mark
+from antientropy.store import ENFORCED_MARKS, Listener, check_mark, limits_of_marks
 from antientropy.stores.background import SLICE_ROWS_MAX, BackgroundWrites, Job
 from antientropy.stores.lmdb_batch import ArrivedRow, WriteBatch
 from antientropy.stores.lmdb_files import (
@@ -103,8 +103,9 @@ class LmdbRowStore:
                 raise StoreCorruptError(f"{self.path}: the store has lost its name; restore or wipe this replica")
             self._version_max: int = TOKEN.unpack(version_max)[0]
             self._name = name
-            mark = transaction.get(purge_floors.FLOORS_MARK.encode(), db=databases.marks)
-        self._floors: list[int] = _floors_of(mark).tolist()
+            marks = {name: transaction.get(name.encode(), db=databases.marks) for name in ENFORCED_MARKS}
+        self._enforced: dict[str, bytes | None] = marks
+        self._floors, self._past = limits_of_marks(marks)
 
     def __enter__(self) -> LmdbRowStore:
         return self
@@ -165,7 +166,7 @@ class LmdbRowStore:
         settled = []
         with self._writing() as batch:
             for row in arrived:
-                batch.put(row, self._floors)
+                batch.put(row, self._past)
             applied = batch.applied
             for job, row in riders:
                 before = batch.applied
@@ -210,9 +211,8 @@ class LmdbRowStore:
         """
         with self._background.foreground():
             self._check_open()
-            old = np.array(self._floors, np.uint64)
-            raised = np.maximum(purge_floors.check_floors(floors), old)
-            if bool((raised != old).any()):
+            raised = np.maximum(purge_floors.check_floors(floors), self._floors)
+            if bool((raised != self._floors).any()):
                 self._write_mark(purge_floors.FLOORS_MARK, purge_floors.encode_floors(raised))
         removed = 0
         start: bytes | None = b"\0"
@@ -280,17 +280,16 @@ class LmdbRowStore:
     def write_mark(self, name: str, value: bytes) -> None:
         """See :class:`~antientropy.store.RowStore`."""
         check_mark(name, value)
-        if name == purge_floors.FLOORS_MARK:
-            _floors_of(value)
         with self._background.foreground():
             self._check_open()
             self._write_mark(name, value)
 
     def _write_mark(self, name: str, value: bytes) -> None:
+        enforced = {**self._enforced, name: value} if name in ENFORCED_MARKS else self._enforced
+        limits = limits_of_marks(enforced)
         with self._writing() as batch:
             batch.transaction.put(name.encode(), value, db=self._databases.marks)
-        if name == purge_floors.FLOORS_MARK:
-            self._floors = _floors_of(value).tolist()
+        self._enforced, (self._floors, self._past) = enforced, limits
 
     def subscribe(self, listener: Listener | None) -> bool:
         """See :class:`~antientropy.store.RowStore`."""
@@ -407,10 +406,3 @@ class LmdbRowStore:
             self._environment.begin(db=self._databases.rows) as transaction,
         ):
             yield transaction
-
-
-def _floors_of(mark: bytes | None) -> NDArray[np.uint64]:
-    try:
-        return purge_floors.decode_floors(mark)
-    except ValueError as error:
-        raise StoreError(f"mark refused: {error}") from error

@@ -56,7 +56,7 @@ class WriteBatch:
         self.applied = 0
         """Rows that were put."""
         self.refused = 0
-        """Rows that lay below their floor."""
+        """Rows that lay below fence or floor."""
         self.tombstones = 0
         """Tombstones that came, less those that went."""
         self.version_max = 0
@@ -67,21 +67,19 @@ class WriteBatch:
         """What came and what went."""
         return Changes.of(self._tokens, self._versions, self._digests, self._signs)
 
-    def put(self, row: ArrivedRow, floors: Sequence[int] | None) -> None:
-        """Put a row if it wins; ``floors``: refuse it if it is new and lies below its bucket's."""
+    def put(self, row: ArrivedRow, past: Sequence[int] | None) -> None:
+        """Put a row if it wins; ``past``: refuse it if it lies below its bucket's version."""
         stored = self.transaction.get(row.place)
-        if stored is None:
-            if floors is not None and is_below(row.token, row.version, floors):
-                self.refused += 1
-                return
-        elif len(stored) >= HEADER.size:
-            version, flags, digest = HEADER.unpack_from(stored)
-            if (row.version, row.digest) <= (version, digest):
-                return
-            self._went(row.place, row.token, version, flags, digest)
-            self.rows -= 1
-        else:
-            self.rows -= 1  # without a header: nobody could ever have counted its digest
+        header = None if stored is None or len(stored) < HEADER.size else HEADER.unpack_from(stored)
+        if header is not None and (row.version, row.digest) <= (header[0], header[2]):
+            return
+        if past is not None and is_below(row.token, row.version, past):
+            self.refused += 1
+            return
+        if header is not None:
+            self._went(row.place, row.token, *header)
+        if stored is not None:
+            self.rows -= 1  # without a header nobody could ever have counted its digest
         self.transaction.put(row.place, row.stored)
         self.rows += 1
         if row.deleted:

@@ -14,9 +14,9 @@ from antientropy.core import floors as purge_floors
 from antientropy.core import hashing
 from antientropy.core.rows import Changes, Row, RowDigests
 from antientropy.core.tokens import TokenRange
-from antientropy.errors import StoreClosedError, StoreCorruptError, StoreError
+from antientropy.errors import StoreClosedError, StoreCorruptError
 from antientropy.limits import DIGESTS_PER_CHUNK_MAX, ROWS_PER_READ_MAX
-from antientropy.store import Listener, Reread, check_mark, check_row
+from antientropy.store import ENFORCED_MARKS, Listener, Reread, check_mark, check_row, limits_of_marks
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ class MemoryRowStore:
         self._rows: dict[bytes, _Stored] = {}
         self._view: _View | None = None
         self._marks: dict[str, bytes] = {}
-        self._floors = purge_floors.no_floors().tolist()
+        self._floors = purge_floors.no_floors()
+        self._past = self._floors.tolist()
         self._listener: Listener | None = None
         self._tombstones = 0
         self._bytes = 0
@@ -103,13 +104,12 @@ class MemoryRowStore:
 
     def _put(self, stored: _Stored, log: list[tuple[_Stored, int]], *, checked: bool) -> bool:
         old = self._rows.get(stored.row.key)
-        if old is None:
-            if checked and purge_floors.is_below(stored.token, stored.row.version, self._floors):
-                self._refused += 1
-                return False
-        elif (stored.row.version, stored.digest) <= (old.row.version, old.digest):
+        if old is not None and (stored.row.version, stored.digest) <= (old.row.version, old.digest):
             return False
-        else:
+        if checked and purge_floors.is_below(stored.token, stored.row.version, self._past):
+            self._refused += 1
+            return False
+        if old is not None:
             self._remove(old, log)
         self._own_rows()[stored.row.key] = stored
         self._count(stored, 1)
@@ -141,11 +141,11 @@ class MemoryRowStore:
     def purge(self, floors: NDArray[np.uint64], rows_max: int) -> int:
         """See :class:`~antientropy.store.RowStore`."""
         with self._lock:
-            raised = np.maximum(purge_floors.check_floors(floors), np.array(self._floors, np.uint64))
-            self._marks[purge_floors.FLOORS_MARK] = purge_floors.encode_floors(raised)
-            self._floors = raised.tolist()
-            old = _View(self._rows).tombstones(max(self._floors))
-            gone = [one for one in old if purge_floors.row_expired(one.row, self._floors)][: max(0, rows_max)]
+            raised = np.maximum(purge_floors.check_floors(floors), self._floors)
+            self._set_mark(purge_floors.FLOORS_MARK, purge_floors.encode_floors(raised))
+            by_bucket = raised.tolist()
+            old = _View(self._rows).tombstones(max(by_bucket))
+            gone = [one for one in old if purge_floors.row_expired(one.row, by_bucket)][: max(0, rows_max)]
             log: list[tuple[_Stored, int]] = []
             for stored in gone:
                 self._remove(stored, log)
@@ -171,9 +171,12 @@ class MemoryRowStore:
         """See :class:`~antientropy.store.RowStore`."""
         check_mark(name, value)
         with self._lock:
-            if name == purge_floors.FLOORS_MARK:
-                self._floors = _floors_of(value).tolist()
-            self._marks[name] = bytes(value)
+            self._set_mark(name, bytes(value))
+
+    def _set_mark(self, name: str, value: bytes) -> None:
+        if name in ENFORCED_MARKS:
+            self._floors, self._past = limits_of_marks({**self._marks, name: value})
+        self._marks[name] = value
 
     def subscribe(self, listener: Listener | None) -> bool:
         """See :class:`~antientropy.store.RowStore`."""
@@ -288,13 +291,6 @@ class MemoryReader:
         if self._view is None:
             raise StoreClosedError("the reader has been closed")
         return self._view
-
-
-def _floors_of(mark: bytes) -> NDArray[np.uint64]:
-    try:
-        return purge_floors.decode_floors(mark)
-    except ValueError as error:
-        raise StoreError(f"mark refused: {error}") from error
 
 
 def _chunks(rows: list[_Stored]) -> Iterator[RowDigests]:

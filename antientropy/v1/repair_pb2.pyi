@@ -3,13 +3,17 @@
 isort:skip_file
 What two replicas say to each other to become equal. Served on the peer listener.
 
-Columns travel packed in `bytes`, little-endian unless said otherwise: never thousands of sub-messages. A digest is
-16 bytes, big-endian, its first bit is the tombstone flag. The tree has a fan-out of 16 over the prefixes of tokens;
-node `index` of `level` covers the tokens whose first 4 * level bits are `index`.
+Every byte here but keys and values of rows is overhead, so: columns travel packed in `bytes`, defaults are absent,
+the coordinator chooses the name of a session, and a session closes with the comparison that finds both sides equal.
+
+A packed column of n unsigned integers is one byte (upper 4 bits: bytes of the base b; lower 4 bits: bytes w of an
+entry), the base in b bytes, then n entries of w bytes; an entry is its value less the base. All little-endian, but
+digests: 16 bytes, big-endian. A bucket is 1/256 of the token line.
 """
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,6 +24,498 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+@_typing.final
+class CompareRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Open:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OpenEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[CompareRequest._Open.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        OPEN_IF_UNEQUAL: CompareRequest._Open.ValueType  # 0
+        OPEN_ALWAYS: CompareRequest._Open.ValueType  # 1
+        """Also when equal: then without a snapshot, to take rows that other replicas lack too."""
+        OPEN_NONE: CompareRequest._Open.ValueType  # 2
+        """Only compare. An open session closes."""
+
+    class Open(_Open, metaclass=_OpenEnumTypeWrapper): ...
+    OPEN_IF_UNEQUAL: CompareRequest.Open.ValueType  # 0
+    OPEN_ALWAYS: CompareRequest.Open.ValueType  # 1
+    """Also when equal: then without a snapshot, to take rows that other replicas lack too."""
+    OPEN_NONE: CompareRequest.Open.ValueType  # 2
+    """Only compare. An open session closes."""
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    TURN_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    ROOT_DIGEST_FIELD_NUMBER: _builtins.int
+    ROW_COUNT_FIELD_NUMBER: _builtins.int
+    FLOORS_FIELD_NUMBER: _builtins.int
+    KEYSPACE_FIELD_NUMBER: _builtins.int
+    FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    TOKENS_AFTER_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    REPAIRED_VERSION_FIELD_NUMBER: _builtins.int
+    CONFIRMED_SESSION_FIELD_NUMBER: _builtins.int
+    PURGE_VERSION_FIELD_NUMBER: _builtins.int
+    FORCED_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    """Chosen by the coordinator, greater than that of its earlier sessions. 0 with OPEN_NONE only."""
+    turn: _builtins.int
+    """0, 1, ... of one session: a repeated request has the same one, an earlier one is late."""
+    open: Global___CompareRequest.Open.ValueType
+    hashes: _builtins.int
+    """16 * the seed epoch of hashes + the version of their functions. Unequal ones cannot be compared. 0: as in the last
+    request that has opened the session.
+    """
+    root_digest: _builtins.bytes
+    """16 bytes: XOR of the epoch digests of all rows of the range, and how many they are. Empty: no rows."""
+    row_count: _builtins.int
+    floors: _builtins.bytes
+    """Floors of the buckets of the range: tombstones with a lesser version are left out. Empty: all 0."""
+    keyspace: _builtins.str
+    """Absent when the session is open, with all that follow: the session knows them."""
+    first_token: _builtins.int
+    """The range, both ends inclusive: absent numbers are every token."""
+    tokens_after: _builtins.int
+    """2**64 - 1 less the last token."""
+    owner: _builtins.str
+    """The coordinator's endpoint: who holds the lease on the range, for people and for a new session of the same owner."""
+    repaired_version: _builtins.bytes
+    """Versions below travel as 8 bytes, big-endian, without zeros at their end. Empty: 0.
+    If the session turns out complete, it counts up to this version: no older row is taken but from repair from now on.
+    """
+    confirmed_session: _builtins.int
+    """An earlier session of the coordinator that was complete: recorded as repaired, durably. 0: none."""
+    purge_version: _builtins.bytes
+    """Every replica has recorded that it is repaired up to here: older tombstones may be purged."""
+    forced: _builtins.bool
+    """A replica that was away for too long takes part all the same; no tombstone is left out, whatever the floors."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        turn: _builtins.int = ...,
+        open: Global___CompareRequest.Open.ValueType = ...,
+        hashes: _builtins.int = ...,
+        root_digest: _builtins.bytes = ...,
+        row_count: _builtins.int = ...,
+        floors: _builtins.bytes = ...,
+        keyspace: _builtins.str = ...,
+        first_token: _builtins.int = ...,
+        tokens_after: _builtins.int = ...,
+        owner: _builtins.str = ...,
+        repaired_version: _builtins.bytes = ...,
+        confirmed_session: _builtins.int = ...,
+        purge_version: _builtins.bytes = ...,
+        forced: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_session", b"confirmed_session", "first_token", b"first_token", "floors", b"floors", "forced", b"forced", "hashes", b"hashes", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after", "turn", b"turn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareRequest: _TypeAlias = CompareRequest  # noqa: Y015
+
+@_typing.final
+class CompareResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EQUAL_FIELD_NUMBER: _builtins.int
+    ROWS_MORE_FIELD_NUMBER: _builtins.int
+    SYMBOLS_FIELD_NUMBER: _builtins.int
+    FLOORS_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    REPAIRED_VERSION_FIELD_NUMBER: _builtins.int
+    equal: _builtins.bool
+    rows_more: _builtins.int
+    """The rest is set when not equal, but `repaired_version`.
+    Rows of the range here, less those of the request.
+    """
+    symbols: _builtins.bytes
+    """First symbols of the sketch of the range, see Locate. Empty: no snapshot is open."""
+    floors: _builtins.bytes
+    """As in the request: the greatest floors of both sides. Empty: those of the request."""
+    hashes: _builtins.int
+    """Set when `hashes` differ: the own ones. Whose epoch is less builds its hashes anew, then it is asked again."""
+    repaired_version: _builtins.bytes
+    """Answers `confirmed_session`: up to which version all buckets of the range are recorded as repaired."""
+    @_builtins.property
+    def refusal(self) -> Global___Refusal:
+        """Set: nothing was compared, no session is open."""
+
+    def __init__(
+        self,
+        *,
+        equal: _builtins.bool = ...,
+        rows_more: _builtins.int = ...,
+        symbols: _builtins.bytes = ...,
+        floors: _builtins.bytes = ...,
+        hashes: _builtins.int = ...,
+        refusal: Global___Refusal | None = ...,
+        repaired_version: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["equal", b"equal", "floors", b"floors", "hashes", b"hashes", "refusal", b"refusal", "repaired_version", b"repaired_version", "rows_more", b"rows_more", "symbols", b"symbols"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareResponse: _TypeAlias = CompareResponse  # noqa: Y015
+
+@_typing.final
+class Refusal(_message.Message):
+    """Why a replica does not take part now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Refusal._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Refusal._Kind.ValueType  # 0
+        KIND_LEASED: Refusal._Kind.ValueType  # 1
+        """Another session repairs an overlapping range."""
+        KIND_BUSY: Refusal._Kind.ValueType  # 2
+        """As many sessions as allowed are open."""
+        KIND_HASH_VERSION: Refusal._Kind.ValueType  # 3
+        """The hashes of the other side are not spoken here."""
+        KIND_TOO_LONG_AWAY: Refusal._Kind.ValueType  # 4
+        """One of the two was away for longer than tombstones were kept."""
+        KIND_NOT_READY: Refusal._Kind.ValueType  # 5
+        """The index is being built, or the hashes are being made anew in another epoch."""
+        KIND_NOT_A_REPLICA: Refusal._Kind.ValueType  # 6
+        """This node does not hold all of the range."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: Refusal.Kind.ValueType  # 0
+    KIND_LEASED: Refusal.Kind.ValueType  # 1
+    """Another session repairs an overlapping range."""
+    KIND_BUSY: Refusal.Kind.ValueType  # 2
+    """As many sessions as allowed are open."""
+    KIND_HASH_VERSION: Refusal.Kind.ValueType  # 3
+    """The hashes of the other side are not spoken here."""
+    KIND_TOO_LONG_AWAY: Refusal.Kind.ValueType  # 4
+    """One of the two was away for longer than tombstones were kept."""
+    KIND_NOT_READY: Refusal.Kind.ValueType  # 5
+    """The index is being built, or the hashes are being made anew in another epoch."""
+    KIND_NOT_A_REPLICA: Refusal.Kind.ValueType  # 6
+    """This node does not hold all of the range."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    kind: Global___Refusal.Kind.ValueType
+    detail: _builtins.str
+    """One line for people: what is wrong and the way out."""
+    holder: _builtins.str
+    """Who holds the lease."""
+    retry_after_ms: _builtins.int
+    """0: nothing is known."""
+    def __init__(
+        self,
+        *,
+        kind: Global___Refusal.Kind.ValueType = ...,
+        detail: _builtins.str = ...,
+        holder: _builtins.str = ...,
+        retry_after_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "holder", b"holder", "kind", b"kind", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
+
+@_typing.final
+class LocateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    body: _builtins.bytes
+    """A packed LocateRequest of core/requests.py."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        body: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocateRequest: _TypeAlias = LocateRequest  # noqa: Y015
+
+@_typing.final
+class LocateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BODY_FIELD_NUMBER: _builtins.int
+    body: _builtins.bytes
+    """A packed LocateAnswer, which takes the request to be read."""
+    def __init__(
+        self,
+        *,
+        body: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LocateResponse: _TypeAlias = LocateResponse  # noqa: Y015
+
+@_typing.final
+class FetchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    tokens: _builtins.bytes
+    """8 bytes each, strictly ascending."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        tokens: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchRequest: _TypeAlias = FetchRequest  # noqa: Y015
+
+@_typing.final
+class RowColumns(_message.Message):
+    """Less than 1 MiB: n rows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    columns: _builtins.bytes
+    """A varint 4 * n + kind; packed column of the lengths of keys; packed column of the lengths of values; packed column of
+    versions; n bits that tell tombstones, the first row in the lowest bit (kind 0: there are none; 1: all are
+    tombstones; 2: the bits are here); 16 bytes: XOR of the digests of the rows. The receiver computes them from what it
+    got, and refuses the chunk if the XOR is another one.
+    """
+    content: _builtins.bytes
+    """All keys, then all values."""
+    def __init__(
+        self,
+        *,
+        columns: _builtins.bytes = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "content", b"content"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RowColumns: _TypeAlias = RowColumns  # noqa: Y015
+
+@_typing.final
+class PushRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    """Both set in the first message of the stream. The stream number is the sender's, so that a stream that is repeated
+    is counted once.
+    """
+    stream: _builtins.int
+    @_builtins.property
+    def rows(self) -> Global___RowColumns: ...
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        stream: _builtins.int = ...,
+        rows: Global___RowColumns | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows", "session", b"session", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushRequest: _TypeAlias = PushRequest  # noqa: Y015
+
+@_typing.final
+class PushResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_RECEIVED_FIELD_NUMBER: _builtins.int
+    ROWS_APPLIED_FIELD_NUMBER: _builtins.int
+    rows_received: _builtins.int
+    rows_applied: _builtins.int
+    """Those that won over what was stored."""
+    def __init__(
+        self,
+        *,
+        rows_received: _builtins.int = ...,
+        rows_applied: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows_applied", b"rows_applied", "rows_received", b"rows_received"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PushResponse: _TypeAlias = PushResponse  # noqa: Y015
+
+@_typing.final
+class SendRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    stream: _builtins.int
+    """So that a repeated request moves nothing twice."""
+    target: _builtins.str
+    """The endpoint of a replica of the same range, which has the same session open."""
+    tokens: _builtins.bytes
+    """8 bytes each, strictly ascending."""
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        stream: _builtins.int = ...,
+        target: _builtins.str = ...,
+        tokens: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "stream", b"stream", "target", b"target", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendRequest: _TypeAlias = SendRequest  # noqa: Y015
+
+@_typing.final
+class SendResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_SENT_FIELD_NUMBER: _builtins.int
+    ROWS_APPLIED_FIELD_NUMBER: _builtins.int
+    ROW_BYTES_FIELD_NUMBER: _builtins.int
+    OTHER_BYTES_FIELD_NUMBER: _builtins.int
+    TARGET_FAILURE_FIELD_NUMBER: _builtins.int
+    rows_sent: _builtins.int
+    rows_applied: _builtins.int
+    row_bytes: _builtins.int
+    """Keys and values, and everything else that travelled to the target and back."""
+    other_bytes: _builtins.int
+    target_failure: _builtins.str
+    """Set: the target failed, and how; what was sent before that is counted above."""
+    def __init__(
+        self,
+        *,
+        rows_sent: _builtins.int = ...,
+        rows_applied: _builtins.int = ...,
+        row_bytes: _builtins.int = ...,
+        other_bytes: _builtins.int = ...,
+        target_failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["other_bytes", b"other_bytes", "row_bytes", b"row_bytes", "rows_applied", b"rows_applied", "rows_sent", b"rows_sent", "target_failure", b"target_failure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SendResponse: _TypeAlias = SendResponse  # noqa: Y015
+
+@_typing.final
+class HeartbeatRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
+
+@_typing.final
+class HeartbeatResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeartbeatResponse: _TypeAlias = HeartbeatResponse  # noqa: Y015
+
+@_typing.final
+class CloseRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseRequest: _TypeAlias = CloseRequest  # noqa: Y015
+
+@_typing.final
+class CloseResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseResponse: _TypeAlias = CloseResponse  # noqa: Y015
 
 @_typing.final
 class CompareRootsRequest(_message.Message):

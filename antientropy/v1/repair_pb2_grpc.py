@@ -25,8 +25,348 @@ if _version_not_supported:
     )
 
 
-class RepairPeerServiceStub(object):
+class ReplicaServiceStub(object):
     """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Compare = channel.unary_unary(
+                '/antientropy.v1.ReplicaService/Compare',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.CompareRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.CompareResponse.FromString,
+                _registered_method=True)
+        self.Locate = channel.unary_unary(
+                '/antientropy.v1.ReplicaService/Locate',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.LocateRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.LocateResponse.FromString,
+                _registered_method=True)
+        self.Fetch = channel.unary_stream(
+                '/antientropy.v1.ReplicaService/Fetch',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.FetchRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.RowColumns.FromString,
+                _registered_method=True)
+        self.Push = channel.stream_unary(
+                '/antientropy.v1.ReplicaService/Push',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.PushRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.PushResponse.FromString,
+                _registered_method=True)
+        self.Send = channel.unary_unary(
+                '/antientropy.v1.ReplicaService/Send',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.SendRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.SendResponse.FromString,
+                _registered_method=True)
+        self.Heartbeat = channel.unary_unary(
+                '/antientropy.v1.ReplicaService/Heartbeat',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.HeartbeatRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.HeartbeatResponse.FromString,
+                _registered_method=True)
+        self.Close = channel.unary_unary(
+                '/antientropy.v1.ReplicaService/Close',
+                request_serializer=antientropy_dot_v1_dot_repair__pb2.CloseRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_repair__pb2.CloseResponse.FromString,
+                _registered_method=True)
+
+
+class ReplicaServiceServicer(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def Compare(self, request, context):
+        """Are two replicas of a range equal? Opens a session on a snapshot of the answering one if they are not, renews it
+        when it is open, closes it when they are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Locate(self, request, context):
+        """One step of finding the difference: symbols of sketches, hashes of nodes, tokens and versions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fetch(self, request, context):
+        """The rows at some tokens, in the order of tokens.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Push(self, request_iterator, context):
+        """Rows for the answering replica; a chunk is checked whole, then applied where its rows win.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Send(self, request, context):
+        """Rows that the answering replica gives to a third one itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Heartbeat(self, request, context):
+        """Keeps session and lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Close(self, request, context):
+        """Gives snapshot and lease back. An unknown session is no error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ReplicaServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Compare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compare,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.CompareRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.CompareResponse.SerializeToString,
+            ),
+            'Locate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Locate,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.LocateRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.LocateResponse.SerializeToString,
+            ),
+            'Fetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.FetchRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.RowColumns.SerializeToString,
+            ),
+            'Push': grpc.stream_unary_rpc_method_handler(
+                    servicer.Push,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.PushRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.PushResponse.SerializeToString,
+            ),
+            'Send': grpc.unary_unary_rpc_method_handler(
+                    servicer.Send,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.SendRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.SendResponse.SerializeToString,
+            ),
+            'Heartbeat': grpc.unary_unary_rpc_method_handler(
+                    servicer.Heartbeat,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.HeartbeatRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.HeartbeatResponse.SerializeToString,
+            ),
+            'Close': grpc.unary_unary_rpc_method_handler(
+                    servicer.Close,
+                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.CloseRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_repair__pb2.CloseResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'antientropy.v1.ReplicaService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('antientropy.v1.ReplicaService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ReplicaService(object):
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Compare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.ReplicaService/Compare',
+            antientropy_dot_v1_dot_repair__pb2.CompareRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.CompareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Locate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.ReplicaService/Locate',
+            antientropy_dot_v1_dot_repair__pb2.LocateRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.LocateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/antientropy.v1.ReplicaService/Fetch',
+            antientropy_dot_v1_dot_repair__pb2.FetchRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.RowColumns.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Push(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/antientropy.v1.ReplicaService/Push',
+            antientropy_dot_v1_dot_repair__pb2.PushRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.PushResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Send(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.ReplicaService/Send',
+            antientropy_dot_v1_dot_repair__pb2.SendRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.SendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Heartbeat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.ReplicaService/Heartbeat',
+            antientropy_dot_v1_dot_repair__pb2.HeartbeatRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.HeartbeatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Close(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.ReplicaService/Close',
+            antientropy_dot_v1_dot_repair__pb2.CloseRequest.SerializeToString,
+            antientropy_dot_v1_dot_repair__pb2.CloseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class RepairPeerServiceStub(object):
+    """What follows is the form of before; it goes when nobody asks for it any more.
+
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -67,7 +407,9 @@ class RepairPeerServiceStub(object):
 
 
 class RepairPeerServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """What follows is the form of before; it goes when nobody asks for it any more.
+
+    """
 
     def CompareRoots(self, request, context):
         """Are two replicas of a range equal? If not, and if asked to, opens a session on a snapshot of the answering one.
@@ -153,7 +495,9 @@ def add_RepairPeerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RepairPeerService(object):
-    """Missing associated documentation comment in .proto file."""
+    """What follows is the form of before; it goes when nobody asks for it any more.
+
+    """
 
     @staticmethod
     def CompareRoots(request,

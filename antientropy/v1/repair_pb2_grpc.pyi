@@ -3,9 +3,12 @@
 isort:skip_file
 What two replicas say to each other to become equal. Served on the peer listener.
 
-Columns travel packed in `bytes`, little-endian unless said otherwise: never thousands of sub-messages. A digest is
-16 bytes, big-endian, its first bit is the tombstone flag. The tree has a fan-out of 16 over the prefixes of tokens;
-node `index` of `level` covers the tokens whose first 4 * level bits are `index`.
+Every byte here but keys and values of rows is overhead, so: columns travel packed in `bytes`, defaults are absent,
+the coordinator chooses the name of a session, and a session closes with the comparison that finds both sides equal.
+
+A packed column of n unsigned integers is one byte (upper 4 bits: bytes of the base b; lower 4 bits: bytes w of an
+entry), the base in b bytes, then n entries of w bytes; an entry is its value less the base. All little-endian, but
+digests: 16 bytes, big-endian. A bucket is 1/256 of the token line.
 """
 
 from antientropy.v1 import repair_pb2 as _repair_pb2
@@ -31,7 +34,112 @@ class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ig
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
+class ReplicaServiceStub:
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ReplicaServiceAsyncStub: ...
+    Compare: _grpc.UnaryUnaryMultiCallable[_repair_pb2.CompareRequest, _repair_pb2.CompareResponse]
+    """Are two replicas of a range equal? Opens a session on a snapshot of the answering one if they are not, renews it
+    when it is open, closes it when they are.
+    """
+    Locate: _grpc.UnaryUnaryMultiCallable[_repair_pb2.LocateRequest, _repair_pb2.LocateResponse]
+    """One step of finding the difference: symbols of sketches, hashes of nodes, tokens and versions."""
+    Fetch: _grpc.UnaryStreamMultiCallable[_repair_pb2.FetchRequest, _repair_pb2.RowColumns]
+    """The rows at some tokens, in the order of tokens."""
+    Push: _grpc.StreamUnaryMultiCallable[_repair_pb2.PushRequest, _repair_pb2.PushResponse]
+    """Rows for the answering replica; a chunk is checked whole, then applied where its rows win."""
+    Send: _grpc.UnaryUnaryMultiCallable[_repair_pb2.SendRequest, _repair_pb2.SendResponse]
+    """Rows that the answering replica gives to a third one itself."""
+    Heartbeat: _grpc.UnaryUnaryMultiCallable[_repair_pb2.HeartbeatRequest, _repair_pb2.HeartbeatResponse]
+    """Keeps session and lease."""
+    Close: _grpc.UnaryUnaryMultiCallable[_repair_pb2.CloseRequest, _repair_pb2.CloseResponse]
+    """Gives snapshot and lease back. An unknown session is no error."""
+
+@_typing.type_check_only
+class ReplicaServiceAsyncStub(ReplicaServiceStub):
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    Compare: _aio.UnaryUnaryMultiCallable[_repair_pb2.CompareRequest, _repair_pb2.CompareResponse]  # type: ignore[assignment]
+    """Are two replicas of a range equal? Opens a session on a snapshot of the answering one if they are not, renews it
+    when it is open, closes it when they are.
+    """
+    Locate: _aio.UnaryUnaryMultiCallable[_repair_pb2.LocateRequest, _repair_pb2.LocateResponse]  # type: ignore[assignment]
+    """One step of finding the difference: symbols of sketches, hashes of nodes, tokens and versions."""
+    Fetch: _aio.UnaryStreamMultiCallable[_repair_pb2.FetchRequest, _repair_pb2.RowColumns]  # type: ignore[assignment]
+    """The rows at some tokens, in the order of tokens."""
+    Push: _aio.StreamUnaryMultiCallable[_repair_pb2.PushRequest, _repair_pb2.PushResponse]  # type: ignore[assignment]
+    """Rows for the answering replica; a chunk is checked whole, then applied where its rows win."""
+    Send: _aio.UnaryUnaryMultiCallable[_repair_pb2.SendRequest, _repair_pb2.SendResponse]  # type: ignore[assignment]
+    """Rows that the answering replica gives to a third one itself."""
+    Heartbeat: _aio.UnaryUnaryMultiCallable[_repair_pb2.HeartbeatRequest, _repair_pb2.HeartbeatResponse]  # type: ignore[assignment]
+    """Keeps session and lease."""
+    Close: _aio.UnaryUnaryMultiCallable[_repair_pb2.CloseRequest, _repair_pb2.CloseResponse]  # type: ignore[assignment]
+    """Gives snapshot and lease back. An unknown session is no error."""
+
+class ReplicaServiceServicer(metaclass=_abc_1.ABCMeta):
+    @_abc_1.abstractmethod
+    def Compare(
+        self,
+        request: _repair_pb2.CompareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repair_pb2.CompareResponse, _abc.Awaitable[_repair_pb2.CompareResponse]]:
+        """Are two replicas of a range equal? Opens a session on a snapshot of the answering one if they are not, renews it
+        when it is open, closes it when they are.
+        """
+
+    @_abc_1.abstractmethod
+    def Locate(
+        self,
+        request: _repair_pb2.LocateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repair_pb2.LocateResponse, _abc.Awaitable[_repair_pb2.LocateResponse]]:
+        """One step of finding the difference: symbols of sketches, hashes of nodes, tokens and versions."""
+
+    @_abc_1.abstractmethod
+    def Fetch(
+        self,
+        request: _repair_pb2.FetchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_repair_pb2.RowColumns], _abc.AsyncIterator[_repair_pb2.RowColumns]]:
+        """The rows at some tokens, in the order of tokens."""
+
+    @_abc_1.abstractmethod
+    def Push(
+        self,
+        request_iterator: _MaybeAsyncIterator[_repair_pb2.PushRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_repair_pb2.PushResponse, _abc.Awaitable[_repair_pb2.PushResponse]]:
+        """Rows for the answering replica; a chunk is checked whole, then applied where its rows win."""
+
+    @_abc_1.abstractmethod
+    def Send(
+        self,
+        request: _repair_pb2.SendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repair_pb2.SendResponse, _abc.Awaitable[_repair_pb2.SendResponse]]:
+        """Rows that the answering replica gives to a third one itself."""
+
+    @_abc_1.abstractmethod
+    def Heartbeat(
+        self,
+        request: _repair_pb2.HeartbeatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repair_pb2.HeartbeatResponse, _abc.Awaitable[_repair_pb2.HeartbeatResponse]]:
+        """Keeps session and lease."""
+
+    @_abc_1.abstractmethod
+    def Close(
+        self,
+        request: _repair_pb2.CloseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_repair_pb2.CloseResponse, _abc.Awaitable[_repair_pb2.CloseResponse]]:
+        """Gives snapshot and lease back. An unknown session is no error."""
+
+def add_ReplicaServiceServicer_to_server(servicer: ReplicaServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class RepairPeerServiceStub:
+    """What follows is the form of before; it goes when nobody asks for it any more."""
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
@@ -51,6 +159,8 @@ class RepairPeerServiceStub:
 
 @_typing.type_check_only
 class RepairPeerServiceAsyncStub(RepairPeerServiceStub):
+    """What follows is the form of before; it goes when nobody asks for it any more."""
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     CompareRoots: _aio.UnaryUnaryMultiCallable[_repair_pb2.CompareRootsRequest, _repair_pb2.CompareRootsResponse]  # type: ignore[assignment]
     """Are two replicas of a range equal? If not, and if asked to, opens a session on a snapshot of the answering one."""
@@ -66,6 +176,8 @@ class RepairPeerServiceAsyncStub(RepairPeerServiceStub):
     """Gives the snapshot back. An unknown session is no error."""
 
 class RepairPeerServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What follows is the form of before; it goes when nobody asks for it any more."""
+
     @_abc_1.abstractmethod
     def CompareRoots(
         self,

@@ -1,0 +1,283 @@
+"""The comparison of roots, seen from the side that answers: with it sessions open, are renewed, and close.
+
+In this order: leases, what the session records about deletes (fence before anything is looked at), roots, and only if
+those differ a snapshot. An equal pair opens nothing and reads no rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+from datetime import UTC, datetime
+from typing import Final
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from antientropy import wire
+from antientropy.core import deletes, hashing
+from antientropy.core.locate import first_symbols
+from antientropy.core.tokens import BUCKET_LEVEL, BUCKETS, TokenRange
+from antientropy.errors import PeerMessageError
+from antientropy.leases import LeaseDenied
+from antientropy.limits import EPOCH_STEP_MAX, SERVED_SESSIONS_MAX
+from antientropy.replica import Replica
+from antientropy.served import ServedSession, SharedSnapshot, late_message, lost_session
+from antientropy.serving import Serving
+from antientropy.snapshots import ReplicaSnapshot, open_in_thread
+from antientropy.transport.base import CallError
+from antientropy.v1 import repair_pb2 as pb
+
+logger = logging.getLogger(__name__)
+
+
+class _Refused(Exception):  # noqa: N818 - no error: an answer
+    """The comparison is not made; ``refusal`` is the answer."""
+
+    def __init__(
+        self, kind: pb.Refusal.Kind.ValueType, detail: str, holder: str = "", retry_after_seconds: float = 0.0
+    ) -> None:
+        self.refusal: Final = pb.Refusal(
+            kind=kind, detail=detail, holder=holder, retry_after_ms=max(0, round(retry_after_seconds * 1000))
+        )
+        super().__init__(detail)
+
+
+class Comparisons:
+    """Answers Compare."""
+
+    def __init__(self, node: Serving) -> None:
+        self._node = node
+        self._opening_snapshots = 0
+        self._rebuilding: dict[Replica, Future[None]] = {}
+
+    async def compare(self, request: pb.CompareRequest) -> pb.CompareResponse:
+        """Compare roots; open, renew or close the session of the request."""
+        if not request.session:
+            return await self._compare_without_session(request)
+        finished = self._node.sessions.finished(request.session)
+        session = self._node.sessions.find(request.session)
+        if session is None and finished is not None and request.turn <= finished[0]:
+            return _repeated(request, *finished)
+        try:
+            if session is None:
+                session = await self._open(request)
+        except _Refused as refused:
+            return pb.CompareResponse(refusal=refused.refusal)
+        if request.keyspace and (request.keyspace, wire.range_of(request)) != (session.keyspace, session.token_range):
+            raise PeerMessageError(f"session {session.name:016x} is of another keyspace or range")
+        async with session.comparing:
+            if request.turn <= session.turn:
+                return _repeated(request, session.turn, session.answer)
+            if session.closed:
+                raise lost_session()
+            answer: pb.CompareResponse | None = None
+            try:
+                with session.busy():
+                    answer = await self._compare_in(session, request)
+            finally:
+                if answer is None and session.answer is None:
+                    await self._node.sessions.close(session)
+            session.turn, session.answer = request.turn, answer
+            if not _keeps(request, answer):
+                await self._node.sessions.close(session)
+            return answer
+
+    async def _compare_without_session(self, request: pb.CompareRequest) -> pb.CompareResponse:
+        if request.open != pb.CompareRequest.OPEN_NONE:
+            raise PeerMessageError("a session is to be opened, but has no name")
+        try:
+            keyspace, token_range = self._place(request)
+            floors = await self._node.in_thread(self._floors, keyspace, token_range, request)
+            return await self._compare_roots(
+                self._node.replicas[keyspace], token_range, request, floors, request.hashes
+            )
+        except _Refused as refused:
+            return pb.CompareResponse(refusal=refused.refusal)
+
+    async def _open(self, request: pb.CompareRequest) -> ServedSession:
+        """A session for a request that names all of it."""
+        if not request.keyspace:
+            raise lost_session()
+        keyspace, token_range = self._place(request)
+        owner = wire.check_endpoint(request.owner)
+        if len(self._node.sessions) >= SERVED_SESSIONS_MAX:
+            raise _Refused(pb.Refusal.KIND_BUSY, f"{SERVED_SESSIONS_MAX} repair sessions are open here; try later")
+        session = self._node.sessions.open(keyspace, token_range, owner, request.session)
+        await self._node.sessions.sweep()
+        if isinstance(session, LeaseDenied):
+            raise _Refused(
+                pb.Refusal.KIND_LEASED,
+                f"{token_range} of {keyspace} is being repaired by {session.holder} (session {session.session:016x})",
+                session.holder,
+                session.retry_after_seconds,
+            )
+        return session
+
+    def _place(self, request: pb.CompareRequest) -> tuple[str, TokenRange]:
+        """Keyspace and range of a request: served here, and held by this node as a whole."""
+        keyspace, token_range = wire.check_keyspace(request.keyspace), wire.range_of(request)
+        if keyspace not in self._node.replicas:
+            raise CallError(grpc.StatusCode.NOT_FOUND, f"keyspace {keyspace!r} is not served here")
+        if not self._node.holds(keyspace, token_range):
+            raise _Refused(
+                pb.Refusal.KIND_NOT_A_REPLICA,
+                f"{self._node.membership.local_endpoint} does not hold all of {token_range} of {keyspace}: "
+                "the ring has changed, so repair again when it has settled",
+            )
+        return keyspace, token_range
+
+    async def _compare_in(self, session: ServedSession, request: pb.CompareRequest) -> pb.CompareResponse:
+        """One comparison of a session: what it records first, then roots, then, if they differ, a new snapshot."""
+        replica = self._node.replicas[session.keyspace]
+        recorded = await self._record(session, request)
+        floors = await self._node.in_thread(self._floors, session.keyspace, session.token_range, request)
+        session.hashes = request.hashes or session.hashes
+        answer = await self._compare_roots(replica, session.token_range, request, floors, session.hashes)
+        answer.repaired_version = recorded
+        if answer.hashes or answer.HasField("refusal") or request.open == pb.CompareRequest.OPEN_NONE:
+            return answer
+        if answer.equal:
+            await self._node.sessions.drop_snapshot(session)
+            return answer
+        try:
+            snapshot = await self._renew_snapshot(session, replica, floors)
+            if snapshot.root == wire.root_of(request.root_digest, request.row_count):
+                await self._node.sessions.drop_snapshot(session)
+                return pb.CompareResponse(equal=True, repaired_version=recorded)
+            if not request.forced:
+                await self._node.in_thread(self._check_clean, session.keyspace, snapshot, floors)
+        except _Refused as refused:
+            await self._node.sessions.drop_snapshot(session)
+            return pb.CompareResponse(refusal=refused.refusal)
+        answer.rows_more = snapshot.root.count - request.row_count
+        answer.symbols = (await self._node.in_thread(first_symbols, snapshot)).encode()
+        return answer
+
+    async def _record(self, session: ServedSession, request: pb.CompareRequest) -> bytes:
+        """Fence, confirmation and permission of a request. Returns what answers the confirmation."""
+        marks = self._node.marks[session.keyspace]
+        if request.purge_version:
+            session.purge_version = self._past_version(request.purge_version)
+        if request.repaired_version:
+            as_of = self._past_version(request.repaired_version)
+            await self._node.in_thread(marks.fence, session.name, session.token_range, as_of)
+        if not request.confirmed_session:
+            return b""
+        held = [one.token_range for one in self._node.membership.ranges(session.keyspace)]
+        floors = wire.decode_floors(request.floors, session.token_range)
+        await self._node.in_thread(marks.confirm, request.confirmed_session, held, floors)
+        return wire.encode_version(await self._node.in_thread(marks.repaired_version, session.token_range))
+
+    def _check_clean(self, keyspace: str, snapshot: ReplicaSnapshot, floors: NDArray[np.uint64]) -> None:
+        """Refuse to bring rows back whose tombstones are gone elsewhere."""
+        repaired = self._node.marks[keyspace].read().repaired
+        level = snapshot.tree.levels[min(BUCKET_LEVEL, snapshot.tree.depth)]
+        empty = np.repeat(level.counts == 0, BUCKETS // len(level.counts))
+        unclean = deletes.unclean(repaired, empty, floors) & deletes.buckets_touched(snapshot.token_range)
+        if unclean.any():
+            endpoint = self._node.membership.local_endpoint
+            raise _Refused(
+                pb.Refusal.KIND_TOO_LONG_AWAY, deletes.refusal(endpoint, unclean, repaired, floors, self._when)
+            )
+
+    def _when(self, version: int) -> str:
+        """A version as a time for people."""
+        version_time = self._node.config.version_time
+        if version_time is None:
+            return str(version)
+        return datetime.fromtimestamp(version_time(version), UTC).isoformat(sep=" ", timespec="seconds")
+
+    def _past_version(self, data: bytes) -> int:
+        """A version of the past: a fence in the future would keep the application's own writes out."""
+        version = wire.decode_version(data)
+        version_at = self._node.config.version_at
+        if version_at is None:
+            raise PeerMessageError("versions tell no time here, so nothing is recorded; set version_at on every node")
+        if version > version_at(self._node.epoch_seconds()):
+            raise PeerMessageError(f"version {version} lies in the future of this node; look at the clocks of both")
+        return version
+
+    def _floors(self, keyspace: str, token_range: TokenRange, request: pb.CompareRequest) -> NDArray[np.uint64]:
+        """The greatest floors of both sides."""
+        if request.forced:
+            return wire.NO_FLOORS
+        theirs = wire.decode_floors(request.floors, token_range)
+        own = self._node.marks[keyspace].read().floors
+        return deletes.merged(theirs, np.where(deletes.buckets_touched(token_range), own, np.uint64(0)))
+
+    async def _compare_roots(
+        self,
+        replica: Replica,
+        token_range: TokenRange,
+        request: pb.CompareRequest,
+        floors: NDArray[np.uint64],
+        hashes: int,
+    ) -> pb.CompareResponse:
+        theirs = wire.root_of(request.root_digest, request.row_count)
+        hash_version, epoch = wire.decode_hashes(hashes)
+        if hash_version != hashing.HASH_VERSION:
+            return pb.CompareResponse(
+                refusal=pb.Refusal(
+                    kind=pb.Refusal.KIND_HASH_VERSION,
+                    detail=f"hash version {hash_version} is not spoken by {self._node.membership.local_endpoint} (but "
+                    f"{hashing.HASH_VERSION}); run one release on all replicas",
+                )
+            )
+        ours = await self._node.in_thread(replica.root, token_range, floors)
+        if epoch != replica.epoch:
+            self._follow_epoch(replica, epoch)
+            return pb.CompareResponse(hashes=wire.encode_hashes(hashing.HASH_VERSION, replica.epoch))
+        if ours == theirs:
+            return pb.CompareResponse(equal=True)
+        answer = pb.CompareResponse(rows_more=ours.count - theirs.count)
+        encoded = wire.encode_floors(floors, token_range)
+        if encoded != request.floors:
+            answer.floors = encoded
+        return answer
+
+    def _follow_epoch(self, replica: Replica, epoch: int) -> None:
+        """Make the hashes anew in the epoch of a peer that is ahead; it asks again."""
+        own = replica.epoch
+        if epoch > own + EPOCH_STEP_MAX:
+            raise PeerMessageError(f"hash epoch {epoch} is beyond the one here, {own}, by more than {EPOCH_STEP_MAX}")
+        before = self._rebuilding.get(replica)
+        if epoch > own and (before is None or before.done()):
+            logger.info("hashes are made anew in epoch %d, which a peer uses; that of before was %d", epoch, own)
+            self._rebuilding[replica] = replica.rebuild(epoch)
+
+    async def _renew_snapshot(
+        self, session: ServedSession, replica: Replica, floors: NDArray[np.uint64]
+    ) -> ReplicaSnapshot:
+        await self._node.sessions.drop_snapshot(session)
+        if self._node.sessions.snapshot_count + self._opening_snapshots >= self._node.config.sessions_max:
+            raise _Refused(
+                pb.Refusal.KIND_BUSY,
+                f"{self._node.config.sessions_max} repair sessions are open at {self._node.membership.local_endpoint}; "
+                "try again when one has ended",
+            )
+        self._opening_snapshots += 1
+        try:
+            snapshot = await open_in_thread(self._node.executor, replica, session.token_range, floors)
+        finally:
+            self._opening_snapshots -= 1
+        if session.closed or self._node.stopped:
+            await self._node.in_thread(snapshot.close)
+            raise lost_session()
+        session.snapshot = SharedSnapshot(snapshot)
+        return snapshot
+
+
+def _repeated(request: pb.CompareRequest, turn: int, answer: pb.CompareResponse | None) -> pb.CompareResponse:
+    """The answer to a comparison that was made before; one that came too late has none."""
+    if request.turn != turn or answer is None:
+        raise late_message()
+    return answer
+
+
+def _keeps(request: pb.CompareRequest, answer: pb.CompareResponse) -> bool:
+    """Whether the session is open after this answer."""
+    if answer.hashes or answer.HasField("refusal") or request.open == pb.CompareRequest.OPEN_NONE:
+        return False
+    return request.open == pb.CompareRequest.OPEN_ALWAYS or not answer.equal

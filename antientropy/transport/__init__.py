@@ -1,0 +1,1 @@
+"""How calls between replicas travel: the seam, gRPC, and an in-process twin with faults."""
