@@ -33,8 +33,8 @@ from antientropy.options import Strategy
 
 __all__ = ["FIRST_SYMBOLS", "LocateAnswer", "LocateRequest", "Locator", "Searched", "answer", "first_symbols"]
 
-#: Looking a row up costs about as much as reading so many of its neighbours.
-_ROWS_READ_PER_LOOKUP: Final = 8
+#: Looking a row up costs about as much as reading so many neighbours (LMDB: 19 us and 0.43 us).
+_ROWS_READ_PER_LOOKUP: Final = 40
 
 
 def first_symbols(snapshot: Searched) -> Symbols:

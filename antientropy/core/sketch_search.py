@@ -300,6 +300,9 @@ class SketchSearch:
         targets = np.ceil(symbols_needed(careful))
         probe = max(_PROBE_SYMBOLS, _PROBE_SYMBOLS_TOTAL // len(children))
         unsure = (samples < _SAMPLES) | (len(children) >= _NODES_MANY)
+        if 2 * len(active) <= len(decoder.nodes):
+            # Few nodes have it all: so it may be with their children.
+            probe, unsure = _PROBE_SYMBOLS, np.ones(len(samples), np.bool_)
         most = np.where(unsure, probe, SYMBOLS_KEPT)
         targets = np.clip(targets, 2, np.minimum(most, SYMBOLS_KEPT)).astype(np.int64)
         self._begin(SketchDecoder(bits, children, decoder.epoch))
