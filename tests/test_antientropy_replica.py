@@ -636,10 +636,10 @@ def test_a_write_just_after_a_read_is_not_forgotten() -> None:
     with Replica(store) as replica:
         for version, part in ((5, FULL), (6, TokenRange(0, TOKEN_MAX - 1))):
             store.rows = iter(numbered(50, version))
-            before = replica.root(part, floors)
             snapshot = replica.snapshot(part)
             assert made_of(digests_of(snapshot), snapshot).same_as(snapshot._index)
             snapshot.close()
+            before = replica.root(part, floors)
             store.rows = None
             assert replica.root(part, floors) != before
             check(replica, part, floors)
