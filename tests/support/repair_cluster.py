@@ -75,7 +75,11 @@ class Node:
     @property
     def held(self) -> int:
         """Leases and sessions that are held here, and snapshots."""
-        return self.service.peers.session_count + self.service.peers.snapshot_count + len(self.service.peers._sessions.leases)
+        return (
+            self.service.peers.session_count
+            + self.service.peers.snapshot_count
+            + len(self.service.peers._sessions.leases)
+        )
 
 
 @dataclass
@@ -131,7 +135,9 @@ class Clock:
 
 
 @asynccontextmanager
-async def cluster(*stores: Store, config: RepairConfig | Callable[[int], RepairConfig] | None = None) -> AsyncIterator[Cluster]:
+async def cluster(
+    *stores: Store, config: RepairConfig | Callable[[int], RepairConfig] | None = None
+) -> AsyncIterator[Cluster]:
     """Nodes over the in-memory network."""
     network = MemoryNetwork()
     made = Cluster([], Ring([f"n{number}:1" for number in range(len(stores))]), network, Clock())
