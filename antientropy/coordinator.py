@@ -202,6 +202,8 @@ class RepairRun:
             await self._context.in_thread(self._journal.begin, self.info, self._context.options)
             self._earlier = await self._context.in_thread(self._journal.repaired_parts, self._context.keyspace)
             self._introduce()
+            if self._context.options.full:
+                await self._rebuild()
             async with asyncio.timeout(self._context.config.session_seconds_max):
                 await self._work_off()
             await self._mark_repaired()
@@ -238,6 +240,13 @@ class RepairRun:
         )
         for endpoint in sorted(self._dead):
             self.say(f"Endpoint {endpoint} is not alive and is left out of this repair")
+
+    async def _rebuild(self) -> None:
+        """Build the own index anew in the next epoch; the peers follow when they are compared."""
+        self.say("Building every index anew, with other hashes")
+        replica = self._context.replica
+        epoch = await self._context.in_thread(lambda: replica.epoch)
+        await asyncio.wrap_future(replica.rebuild(epoch + 1))
 
     async def _work_off(self) -> None:
         jobs = self._context.options.jobs

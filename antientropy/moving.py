@@ -116,8 +116,7 @@ class PlanMover:
                 break
             rows += moved.sent
             self._count(moved)
-            if moved.sent >= len(tokens):
-                self._session.moved(transfer, tokens)
+            self._session.moved(transfer, tokens)
         self._context.narrator.planned(-left)
         if rows:
             self._tell(source, target, rows)

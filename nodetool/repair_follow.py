@@ -214,7 +214,8 @@ def _aftermath(node: Node, last: RepairUpdate | None) -> str:
         return f"the repair goes on unwatched{done}; 'nodetool repair_admin cancel {name}' ends it"
     if state in RESUMABLE:
         return f"the repair was {state}{done}; {resume_hint(last.session_id)}"
-    return f"the repair was cancelled{done}; rows that were moved stay, and a new one finds only what still differs"
+    again = "the same command again finds only what still differs"
+    return f"the repair was cancelled{done}; rows that were moved stay, and {again}"
 
 
 def resume_hint(session_id: str) -> str:
@@ -290,20 +291,29 @@ def _display(options: Options) -> Iterator[_Show]:
 @contextmanager
 def _progress_bar(console: Console) -> Iterator[_Show]:
     """Shows updates as a bar at the bottom of a terminal."""
-    from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415 - only here, and slow to import
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn  # noqa: PLC0415 - only here, slow
+    from rich.text import Text  # noqa: PLC0415 - likewise
 
-    texts = ["{task.fields[share]:>4} verified", "{task.fields[moved]}", "{task.fields[size]}", "{task.fields[left]}"]
+    class TimeColumn(ProgressColumn):
+        """Goes on while the node says nothing."""
+
+        def render(self, task: Task) -> Text:
+            del task
+            return Text(clock.text())
+
+    clock = _BarClock()
+    texts = ["{task.fields[share]:>4} verified", "{task.fields[moved]}", "{task.fields[size]}"]
     if console.width < _BAR_COLUMNS_MIN:
         texts = ["{task.fields[share]:>4}", "{task.fields[moved]}"]
     columns = (
         TextColumn("{task.description:<9}", markup=False),
         BarColumn(bar_width=None, complete_style="green", finished_style="green"),
         *(TextColumn(text, markup=False) for text in texts),
+        *([] if console.width < _BAR_COLUMNS_MIN else [TimeColumn()]),
     )
     # The lines that may go to a piped standard output must not be drawn above the bar instead.
     with Progress(*columns, console=console, redirect_stdout=False, expand=True, transient=True) as progress:
-        task = progress.add_task("preparing", total=1.0, share="0%", moved="", size="", left="")
-        begun = time.monotonic()
+        task = progress.add_task("preparing", total=1.0, share="0%", moved="", size="")
         full = 0.0
 
         def show(update: RepairUpdate) -> None:
@@ -311,17 +321,35 @@ def _progress_bar(console: Console) -> Iterator[_Show]:
             # More rows to move may become known: the bar waits then, it does not go back.
             full = max(full, bar_share(update))
             statistics = update.statistics
-            state = state_of(update.state)
-            spent = statistics.elapsed_seconds or time.monotonic() - begun
-            left = f"{duration(update.eta_seconds)} left" if update.HasField("eta_seconds") else duration(spent)
+            clock.update(update)
             progress.update(
                 task,
                 completed=full,
-                description=state,
+                description=state_of(update.state),
                 share=percent(update.progress),
                 moved=moved_text(update),
                 size=byte_size(statistics.find_bytes + statistics.move_bytes),
-                left=duration(spent) if state in FINAL else left,
             )
 
         yield show
+
+
+class _BarClock:
+    """The time that is left, or else the time that was spent: by the last update and what has passed since."""
+
+    def __init__(self) -> None:
+        self._spent = 0.0
+        self._left: float | None = None
+        self._at = time.monotonic()
+
+    def update(self, update: RepairUpdate) -> None:
+        self._at = time.monotonic()
+        self._spent = update.statistics.elapsed_seconds
+        known = update.HasField("eta_seconds") and state_of(update.state) not in FINAL
+        self._left = update.eta_seconds if known else None
+
+    def text(self) -> str:
+        since = time.monotonic() - self._at
+        if self._left is None:
+            return duration(self._spent + since)
+        return f"{duration(max(0.0, self._left - since))} left"

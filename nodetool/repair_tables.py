@@ -290,7 +290,8 @@ def schedule_text(schedule: Schedule, *, everything: bool) -> str:
         labelled("Ranges", f"{len(ranges):,}, running {len(running):,}, stalled {stalled:,}"),
     ]
     if not ranges:
-        return "\n".join(lines)
+        why = "No ranges yet: the node has just started, or is the first replica of none."
+        return "\n".join([*lines, "", why])
     shown = ranges if everything else [*running, *(one for one in ranges if not one.session_id)][:RANGES_SHOWN]
     now = schedule.now
 

@@ -119,8 +119,8 @@ def test_broken_links_carry_nothing_and_a_second_pass_finishes(
 
 def test_holders_take_turns() -> None:
     """Three of four hold 3,000 rows that one lacks, one alone holds 900 that three lack."""
-    common = {token: (1, 1) for token in range(3_000)}
-    single = common | {token: (1, 1) for token in range(5_000, 5_900)}
+    common = dict.fromkeys(range(3000), (1, 1))
+    single = common | dict.fromkeys(range(5000, 5900), (1, 1))
     replicas: list[Replica] = [{}, common, common, single]
     plan = plan_repair([difference(digests_of(replicas[0]), digests_of(one)) for one in replicas[1:]])
     given: Counter[int] = Counter()

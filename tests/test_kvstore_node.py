@@ -74,7 +74,7 @@ async def test_a_node_serves_and_announces_itself(tmp_path: Path) -> None:
     ("listener", "method"),
     [
         ("peers", "/kvstore.v1.ReplicaService/ApplyRows"),
-        ("peers", "/antientropy.v1.ReplicaService/Compare"),
+        ("peers", "/antientropy.v1.RepairPeerService/Compare"),
         ("clients", "/kvstore.v1.KeyValueService/Write"),
         ("admin", "/gossiper.v1.GossipAdminService/GetClusterView"),
         ("admin", "/antientropy.v1.RepairAdminService/DescribeReplica"),

@@ -562,7 +562,10 @@ def command(port: int, *args: str) -> list[str]:
     [
         (
             SessionState.CANCELLED,
-            b"the repair was cancelled at 50%; rows that were moved stay, and a new one finds only what still differs",
+            (
+                b"the repair was cancelled at 50%; rows that were moved stay, and "
+                b"the same command again finds only what still differs"
+            ),
         ),
         (
             SessionState.INTERRUPTED,

@@ -463,7 +463,10 @@ async def test_a_schedule_of_nothing_and_of_much(run: Run) -> None:
     async with served(FakeRepairService(), many) as port:
         some = await run(port, "schedule")
         everything = await run(port, "schedule", "-v")
-    assert nothing.out.endswith("Windows                : always\nRanges                 : 0, running 0, stalled 0\n")
+    assert nothing.out.endswith(
+        "Windows                : always\nRanges                 : 0, running 0, stalled 0\n\n"
+        "No ranges yet: the node has just started, or is the first replica of none.\n"
+    )
     assert some.out.endswith("\n... and 6 later; -v shows all\n")
     assert len(everything.out.splitlines()) == 6 + 30
 

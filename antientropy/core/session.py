@@ -192,9 +192,7 @@ class UnitSession:
         pair = self.pairs[endpoint]
         pair.equal, pair.difference = equal, None
 
-    def located(
-        self, endpoint: str, difference: Difference, *, consistent: bool, with_digests: bool = False
-    ) -> None:
+    def located(self, endpoint: str, difference: Difference, *, consistent: bool, with_digests: bool = False) -> None:
         """The differing rows of a pair.
 
         Args:
@@ -216,7 +214,10 @@ class UnitSession:
         self.pairs[endpoint].failure = reason
 
     def moved(self, transfer: Transfer, tokens: NDArray[np.uint64]) -> None:
-        """Rows have arrived: at ``tokens`` of the transfer, ascending. What the coordinator gets changes every pair."""
+        """Rows have travelled: all there are at ``tokens`` of the transfer, ascending.
+
+        If the receiver is seen to lack them as before, index or disk lie. What the coordinator gets changes every pair.
+        """
         self._moved_tokens = np.union1d(self._moved_tokens, tokens)
         for endpoint in self._located if not transfer.target else self._located[transfer.target - 1 : transfer.target]:
             pair = self.pairs[endpoint]
