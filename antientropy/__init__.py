@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from antientropy.admin import RepairAdmin
 from antientropy.config import RepairConfig
-from antientropy.coordinator import RepairOutcome, RepairUpdate
 from antientropy.core.hashing import row_digest, token_of
 from antientropy.core.merkle import HashTree, Root
 from antientropy.core.rows import Row, RowDigests
-from antientropy.core.session import Phase, RepairStatistics
 from antientropy.core.tokens import TokenRange
 from antientropy.errors import (
     AntiEntropyError,
     ConfigError,
     DivergenceError,
+    JournalError,
     PeerError,
     RepairError,
     RepairRequestError,
@@ -33,8 +32,11 @@ from antientropy.errors import (
     StoreReadOnlyError,
     UnknownKeyspaceError,
 )
+from antientropy.membership import Membership, ReplicatedRange
+from antientropy.options import RepairMode, RepairOptions, Strategy
 from antientropy.replica import Replica
-from antientropy.service import Membership, RepairService, ReplicaDescription
+from antientropy.reports import FlowPreview, RangeSummary, RepairStatistics, RepairUpdate, SessionInfo, SessionState
+from antientropy.service import RepairService, ReplicaDescription
 from antientropy.snapshots import ReplicaSnapshot
 from antientropy.store import Changes, RowReader, RowStore
 from antientropy.stores.lmdb import LmdbRowStore
@@ -45,16 +47,19 @@ __all__ = [
     "Changes",
     "ConfigError",
     "DivergenceError",
+    "FlowPreview",
     "HashTree",
+    "JournalError",
     "LmdbRowStore",
     "Membership",
     "MemoryRowStore",
     "PeerError",
-    "Phase",
+    "RangeSummary",
     "RepairAdmin",
     "RepairConfig",
     "RepairError",
-    "RepairOutcome",
+    "RepairMode",
+    "RepairOptions",
     "RepairRequestError",
     "RepairRunningError",
     "RepairService",
@@ -63,6 +68,7 @@ __all__ = [
     "Replica",
     "ReplicaDescription",
     "ReplicaSnapshot",
+    "ReplicatedRange",
     "Root",
     "Row",
     "RowDigests",
@@ -70,12 +76,15 @@ __all__ = [
     "RowRefusedError",
     "RowStore",
     "ServiceStoppedError",
+    "SessionInfo",
+    "SessionState",
     "StoreClosedError",
     "StoreCorruptError",
     "StoreError",
     "StoreFullError",
     "StoreInUseError",
     "StoreReadOnlyError",
+    "Strategy",
     "TokenRange",
     "UnknownKeyspaceError",
     "row_digest",

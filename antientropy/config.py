@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc.aio
 
+from antientropy.core.deletes import PurgeMode
+from antientropy.core.pacing import ThrottleSettings
 from antientropy.errors import ConfigError
 from antientropy.limits import DIFFERENCE_ROWS_MAX, UNIT_BYTES_MAX, UNIT_ROWS_MAX
 
@@ -16,17 +17,6 @@ from antientropy.limits import DIFFERENCE_ROWS_MAX, UNIT_BYTES_MAX, UNIT_ROWS_MA
 def insecure_channel(endpoint: str) -> grpc.aio.Channel:
     """A plain-text channel to a peer that never asks a proxy of the environment."""
     return grpc.aio.insecure_channel(endpoint, options=[("grpc.enable_http_proxy", 0)])
-
-
-class PurgeMode(Enum):
-    """When tombstones are removed for good."""
-
-    OFF = "off"
-    """Never."""
-    REPAIRED = "repaired"
-    """When every replica has acknowledged a repair that began after them: nothing that was deleted can come back."""
-    TIME = "time"
-    """After ``gc_grace_seconds``, as Cassandra does it: a replica that was away for longer brings deleted rows back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +40,8 @@ class RepairConfig:
     """Compare and stream again while writes arrive; then the pair counts as done, and an update says so."""
     difference_rows_max: int = DIFFERENCE_ROWS_MAX
     """Differing rows held in memory at once; more are moved in further passes."""
+    throttle: ThrottleSettings = field(default_factory=ThrottleSettings)
+    """How fast repair may go; can be changed while the service runs."""
     threads: int = 4
     """Worker threads for the store."""
     data_dir: Path | None = None
@@ -71,7 +63,11 @@ class RepairConfig:
     """Waits for such rows in one part of the range; rows that are still written then are left for the next repair."""
     propagation_delay_seconds: float = 3600.0
     """A repair vouches for writes that are so much older than its start: those have left every queue by then."""
-    purge: PurgeMode = PurgeMode.REPAIRED
+    vouch_step_seconds: float = 60.0
+    """Repairs that begin within so long vouch for the same version. Too small: each of a quick succession of them
+    writes the store's marks. Too large: tombstones stay for so much longer."""
+    purge: PurgeMode = PurgeMode.REPAIR
+    """When tombstones are removed for good."""
     gc_grace_seconds: float = 864_000.0
     """Age at which tombstones go with ``PurgeMode.TIME``: ten days, Cassandra's default."""
     purge_interval_seconds: float = 10.0
@@ -107,6 +103,7 @@ class RepairConfig:
                 "lease_seconds",
                 "heartbeat_seconds",
                 "purge_interval_seconds",
+                "vouch_step_seconds",
                 "replica_retry_seconds",
                 "not_ready_wait_seconds",
                 "unit_rows_max",

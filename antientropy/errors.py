@@ -63,6 +63,14 @@ class ServiceStoppedError(RepairError):
     """The service has not been started, or has stopped."""
 
 
+class JournalError(RepairError):
+    """The record of repairs on disk cannot be read or written; the replica itself is served all the same."""
+
+
+class LeaseHeldError(RepairError):
+    """Another repair holds an overlapping range, and has held it for as long as this one was willing to wait."""
+
+
 class PeerError(RepairError):
     """A peer failed, was too slow or broke the protocol: only its pair fails, and no broken message was applied."""
 

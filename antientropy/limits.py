@@ -80,6 +80,8 @@ STREAMS_PER_SESSION_MAX: Final = 64
 CHUNKS_PER_STREAM_MAX: Final = 16_384
 #: How far the seed epoch of a peer may be ahead: each step is one rotation by the scrub, so more is a broken peer.
 EPOCH_STEP_MAX: Final = 1_000
+#: Ranges of a keyspace with metrics of their own: 256 for each of a few racks; beyond, only the sums are exposed.
+METRIC_RANGES_MAX: Final = 1_024
 #: Symbols in one request: at 22 bytes each an answer of 900 kB, below a quarter of gRPC's default receive limit.
 SYMBOLS_PER_REQUEST_MAX: Final = 40_960
 #: Symbols of one sketch: enough for 12,000 differing rows of one bucket; beyond that the tree is descended.

@@ -19,6 +19,9 @@ class ReplicatedRange:
     primary: str
     """The replica that repairs this range by its schedule and with ``nodetool repair -pr``, so that the ranges of all
     nodes together cover every token once (Cassandra's primary range)."""
+    complete: bool = True
+    """Whether these are all replicas there are; False: one may be unknown yet, so no repair counts for the purge of
+    tombstones."""
 
 
 class Membership(Protocol):

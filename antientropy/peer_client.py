@@ -9,7 +9,7 @@ fixed keeps the least pause), a bounded number of times. Everything that can go 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -229,6 +229,7 @@ class PeerClient:
         confirmed_session: int = 0,
         purge_version: int = 0,
         forced: bool = False,
+        replicas: Sequence[str] = (),
     ) -> RootsAnswer:
         """Compare the own root with the peer's, and open, renew or close the session there. One round trip.
 
@@ -245,6 +246,8 @@ class PeerClient:
             confirmed_session: An earlier session of this range (its name) that was complete: recorded durably if the
                 peer took part in it since its last start.
             purge_version: Every replica has recorded that it is repaired up to here.
+            replicas: Endpoints of all replicas of the range, the own one too: told with ``repaired_version``, and
+                refused (NOT_A_REPLICA) by a peer that sees another ring. Empty: not compared.
             forced: Also with a replica that was away for too long; no tombstone is left out on either side.
 
         Raises:
@@ -271,6 +274,8 @@ class PeerClient:
             request.owner = self._owner
             request.repaired_version = wire.encode_version(repaired_version)
             request.confirmed_session = confirmed_session
+            if repaired_version and replicas:
+                request.replicas = wire.hash_of_replicas(replicas)
             request.purge_version = wire.encode_version(purge_version)
         answer = await self._unary("Compare", request, pb.CompareResponse)
         with self._peer_errors():

@@ -120,16 +120,31 @@ class Comparisons:
         keyspace, token_range = wire.check_keyspace(request.keyspace), wire.range_of(request)
         if keyspace not in self._node.replicas:
             raise CallError(grpc.StatusCode.NOT_FOUND, f"keyspace {keyspace!r} is not served here")
-        if not self._node.holds(keyspace, token_range):
-            raise _Refused(
-                pb.Refusal.KIND_NOT_A_REPLICA,
-                f"{self._node.membership.local_endpoint} does not hold all of {token_range} of {keyspace}: "
-                "the ring has changed, so repair again when it has settled",
-            )
+        self._check_ring(keyspace, token_range)
         return keyspace, token_range
+
+    def _check_ring(self, keyspace: str, token_range: TokenRange, replicas: int = 0) -> None:
+        """Refuse a range that this node does not hold, or that the coordinator believes on other replicas."""
+        node = self._node
+        if not node.holds(keyspace, token_range):
+            detail = f"{node.membership.local_endpoint} does not hold all of {token_range} of {keyspace}"
+        elif replicas and any(
+            wire.hash_of_replicas(held.replicas) != replicas
+            for held in node.membership.ranges(keyspace)
+            if held.token_range.intersection(token_range) is not None
+        ):
+            detail = f"{node.membership.local_endpoint} sees other replicas of {token_range} of {keyspace}"
+        else:
+            return
+        detail += ": the ring has changed, so repair again when it has settled"
+        raise _Refused(pb.Refusal.KIND_NOT_A_REPLICA, detail)
 
     async def _compare_in(self, session: ServedSession, request: pb.CompareRequest) -> pb.CompareResponse:
         """One comparison of a session: what it records first, then roots, then, if they differ, a new snapshot."""
+        try:
+            self._check_ring(session.keyspace, session.token_range, request.replicas)
+        except _Refused as refused:
+            return pb.CompareResponse(refusal=refused.refusal)
         replica = self._node.replicas[session.keyspace]
         recorded = await self._record(session, request)
         floors = await self._node.in_thread(self._floors, session.keyspace, session.token_range, request)

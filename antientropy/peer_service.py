@@ -19,7 +19,8 @@ from typing import Final
 import grpc
 from google.protobuf.message import Message
 
-from antientropy.config import PurgeMode, RepairConfig
+from antientropy.config import RepairConfig
+from antientropy.core.deletes import PurgeMode
 from antientropy.core.tokens import TokenRange
 from antientropy.errors import PeerMessageError, StoreClosedError, StoreError, StoreFullError
 from antientropy.leases import Lease, LeaseDenied, LeaseTable
@@ -66,7 +67,7 @@ class PeerService:
         epoch_seconds: Callable[[], float] = time.time,
     ) -> None:
         self._sessions = ServedSessions(LeaseTable(config.lease_seconds), executor, self._ended)
-        self.marks: Final = {name: ReplicaMarks(replica.store) for name, replica in replicas.items()}
+        self.marks: Final = {name: ReplicaMarks(replica.store, config.purge) for name, replica in replicas.items()}
         """What each replica has promised about deletes, by keyspace; the coordinator of this node works with it too."""
         self._node = Serving(
             replicas=replicas,
@@ -194,7 +195,7 @@ class PeerService:
 
     def _ended(self, session: ServedSession) -> None:
         """A session has closed: what it permitted to purge is purged now, when nobody compares the range."""
-        wanted = self._node.config.purge is PurgeMode.REPAIRED
+        wanted = self._node.config.purge is PurgeMode.REPAIR
         if session.purge_version and wanted and not self._node.stopped:
             task = asyncio.get_running_loop().create_task(self._purge(session), name="antientropy purge")
             self._background.add(task)

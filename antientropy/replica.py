@@ -29,11 +29,11 @@ from antientropy.core.index import Index
 from antientropy.core.merkle import Root, depth_for, outgrown, root_from
 from antientropy.core.rows import Changes, RowDigests
 from antientropy.core.tokens import BUCKET_LEVEL, LEVEL_BITS, TokenRange, node_range
-from antientropy.errors import StoreClosedError, StoreError
+from antientropy.errors import StoreClosedError, StoreCorruptError, StoreError
 from antientropy.index_file import FILE_NAME, take_index, write_index
 from antientropy.limits import PENDING_CHANGES_HARD_MAX, PENDING_CHANGES_MAX
 from antientropy.snapshots import ReplicaSnapshot
-from antientropy.store import RowReader, RowStore
+from antientropy.store import RowReader, RowStore, quarantining, rereading
 
 logger = logging.getLogger(__name__)
 
@@ -127,12 +127,30 @@ class Replica:
             self._reports = self.store.subscribe(self._record)
             try:
                 with self._index_lock:
-                    self._index = self._first_index(epoch, progress)
+                    try:
+                        self._index = self._first_index(epoch, progress)
+                    except StoreCorruptError:
+                        if not self._moved_damage_aside():
+                            raise
+                        self._index = self._first_index(epoch, progress)
             except BaseException:
                 self.store.subscribe(None)
                 raise
             if self._index_path is not None and self._reports:
                 self._wake_keeper()
+
+    def _moved_damage_aside(self) -> bool:
+        """Rows that cannot even be counted must not keep the others from being served and repaired."""
+        store, reader = quarantining(self.store), self.store.read()
+        try:
+            again = rereading(reader)
+            if store is None or again is None:
+                return False
+            damaged = [name for turn in again.reread(TokenRange.full()) for name in turn.damaged]
+        finally:
+            reader.close()
+        logger.error("%d damaged rows were moved aside; repair this replica", store.quarantine(damaged))
+        return True
 
     def _first_index(self, epoch: int, progress: Progress | None) -> Index:
         state: list[bytes | None] = []

@@ -134,3 +134,49 @@ class RangeSummary:
     """When the scheduler wants to repair it; None: no schedule."""
     stalled: bool
     """Not repaired for longer than its period allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThrottleStatus:
+    """``nodetool repair_admin throttle``: the limits in force."""
+
+    bytes_per_second: float | None
+    """None: no limit, as in the two below."""
+    rows_per_second: float | None
+    cpu_share: float | None
+    """Of one core."""
+    pace: float = 1.0
+    """What is permitted of the above right now, 0 to 1: less than 1 while the application is slow."""
+    latency_seconds: float | None = None
+    """Of the application, where it tells it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRange:
+    """A range as the scheduler sees it."""
+
+    keyspace: str
+    token_range: TokenRange
+    repaired_at: float | None
+    """Start of its last complete repair in seconds since the epoch; None: never."""
+    due_at: float
+    session_id: str = ""
+    """Of the repair that is under way; empty: none."""
+    stalled: bool = False
+    """Not repaired for longer than the period allows."""
+    failures: int = 0
+    """In a row."""
+    last_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleStatus:
+    """``nodetool repair_admin schedule``."""
+
+    paused: bool
+    period_seconds: float
+    windows: tuple[str, ...]
+    """``22:00-06:00`` each; empty: always."""
+    in_window: bool
+    ranges: tuple[ScheduledRange, ...]
+    """By the time when they are due."""

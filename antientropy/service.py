@@ -1,55 +1,64 @@
 """The repair service of a node: serves its stores to peers, and repairs with them when asked to.
 
-It asks a small :class:`Membership` who the replicas are and who is alive, and knows nothing else of the cluster.
+It asks a small :class:`~antientropy.membership.Membership` who holds which range and who is alive, and knows nothing
+else of the cluster.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from random import Random
 from types import TracebackType
-from typing import Protocol
+from typing import Final, TypeVar, TypeVarTuple
 
 import grpc.aio
 
 from antientropy.config import RepairConfig
-from antientropy.coordinator import RepairOutcome, RepairRun, RepairUpdate
+from antientropy.coordinator import RepairRun
+from antientropy.core import deletes
 from antientropy.core.merkle import Root
-from antientropy.core.session import RepairStatistics
 from antientropy.core.tokens import TokenRange
-from antientropy.errors import RepairRequestError, RepairRunningError, ServiceStoppedError, UnknownKeyspaceError
-from antientropy.legacy_client import PeerClient
-from antientropy.legacy_service import RepairPeerServicer
-from antientropy.limits import REPLICAS_MAX, UPDATES_QUEUED_MAX
+from antientropy.errors import (
+    JournalError,
+    RepairRequestError,
+    RepairRunningError,
+    ServiceStoppedError,
+    StoreError,
+    UnknownKeyspaceError,
+)
+from antientropy.feed import UpdateListener
+from antientropy.journal import JournaledSession, RepairJournal
+from antientropy.limits import HISTORY_SESSIONS_MAX
+from antientropy.membership import Membership
+from antientropy.metrics import RepairMetrics
+from antientropy.options import RepairOptions
+from antientropy.peer_service import PeerService
+from antientropy.purging import Purger
 from antientropy.replica import Replica
+from antientropy.reports import RangeSummary, RepairStatistics, RepairUpdate, SessionInfo, SessionState
+from antientropy.running import RunContext, silent
+from antientropy.selection import chosen_ranges, range_summaries
 from antientropy.store import RowStore
-from antientropy.strict import strict
-from antientropy.v1 import repair_pb2_grpc
+from antientropy.throttle import Throttle
+from antientropy.transport.base import PeerTransport
+from antientropy.transport.grpc import GrpcTransport, register
 
-__all__ = ["Membership", "RepairOutcome", "RepairService", "RepairUpdate", "ReplicaDescription"]
+__all__ = ["RepairService", "ReplicaDescription"]
 
 logger = logging.getLogger(__name__)
 
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
-class Membership(Protocol):
-    """What repair must know of the cluster."""
-
-    @property
-    def local_endpoint(self) -> str:
-        """This node, as its peers reach it: host:port of its peer listener."""
-        ...
-
-    def replicas(self, keyspace: str) -> Sequence[str]:
-        """All endpoints that hold the keyspace's range, this node included."""
-        ...
-
-    def is_alive(self, endpoint: str) -> bool:
-        """Whether the failure detector holds it for alive."""
-        ...
+#: Looks at idle sessions of peers in one lease.
+_SWEEPS_PER_LEASE: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,46 +79,93 @@ class RepairService:
 
     ``register`` it on the peer listener before the server starts; ``start`` and ``stop`` it (or ``async with``) on the
     event loop of the server. The stores stay the caller's: close them after ``stop``.
+
+    Args:
+        stores: By keyspace; a store, or a replica that was made around it.
+        membership: Who holds what.
+        config: Settings.
+        transport: How peers are called; None: gRPC.
+        latency: The application's own latency in seconds, for the throttle.
+        random: For pauses and names of sessions.
+        clock: Seconds since the epoch.
     """
 
     def __init__(
-        self, stores: Mapping[str, RowStore | Replica], membership: Membership, config: RepairConfig | None = None
+        self,
+        stores: Mapping[str, RowStore | Replica],
+        membership: Membership,
+        config: RepairConfig | None = None,
+        *,
+        transport: PeerTransport | None = None,
+        latency: Callable[[], float | None] | None = None,
+        random: Random | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._config = RepairConfig() if config is None else config
         self._replicas = {
             keyspace: store if isinstance(store, Replica) else Replica(store) for keyspace, store in stores.items()
         }
         self._membership = membership
-        self._config = RepairConfig() if config is None else config
+        self._transport = GrpcTransport(self._config.channel_factory) if transport is None else transport
+        self._random = Random() if random is None else random  # noqa: S311 - jitter and names, no secrets
+        self._clock = clock
         self._executor = ThreadPoolExecutor(self._config.threads, "antientropy")
-        self._servicer = RepairPeerServicer(self._replicas, self._config, self._executor)
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._running: dict[str, asyncio.Task[None]] = {}
-        self._janitor: asyncio.Task[None] | None = None
+        self.metrics: Final = RepairMetrics()
+        self.throttle: Final = Throttle.of(self._config.throttle, latency, metrics=self.metrics)
+        self.peers: Final = PeerService(
+            self._replicas,
+            membership,
+            self._config,
+            transport=self._transport,
+            executor=self._executor,
+            random=self._random,
+            spend=self.throttle.spend,
+            epoch_seconds=clock,
+        )
+        self._purger = Purger(self._replicas, self.peers.marks, membership, self._config, clock)
+        self._journal: RepairJournal | None = None
+        self._runs: dict[str, RepairRun] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._background: list[asyncio.Task[None]] = []
+        self._started = False
+
+    # --- life ---
 
     def register(self, server: grpc.aio.Server) -> None:
         """Serve the peer RPCs on this server; see :mod:`antientropy.strict` for requests that are no protobuf."""
-        repair_pb2_grpc.add_RepairPeerServiceServicer_to_server(self._servicer, strict(server))
+        register(server, self.peers)
 
     async def start(self) -> None:
-        """Begin to close idle sessions; repairs are possible from now on."""
-        if self._janitor is None:
-            self._janitor = asyncio.create_task(self._close_idle_sessions(), name="antientropy janitor")
+        """Open the journal and the indexes, close idle sessions, purge; repairs are possible from now on. Idempotent.
+
+        A journal that cannot be opened does not stop the node: repairs then say why they cannot begin.
+        """
+        if self._started:
+            return
+        self._started = True
+        with suppress(JournalError):
+            await self._opened_journal()
+        self._background = [
+            asyncio.create_task(self._open_replicas(), name="antientropy open"),
+            asyncio.create_task(self._sweep(), name="antientropy janitor"),
+            asyncio.create_task(self._purge(), name="antientropy purge"),
+        ]
 
     async def stop(self) -> None:
-        """Cancel repairs, close sessions and channels. Idempotent; not to be started again."""
-        tasks = [*self._running.values()]
-        if self._janitor is not None:
-            tasks.append(self._janitor)
-            self._janitor = None
+        """Interrupt repairs (they can be resumed), close sessions and channels. Idempotent; not to be started again."""
+        self._started = False
+        tasks = [*self._tasks.values(), *self._background]
+        self._background = []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._servicer.stop()
-        for channel in self._channels.values():
-            await channel.close()
-        self._channels.clear()
+        await self.peers.stop()
+        await self._transport.close()
         for replica in self._replicas.values():
             await asyncio.to_thread(replica.close)
+        if self._journal is not None:
+            await asyncio.to_thread(self._journal.close)
+            self._journal = None
         await asyncio.to_thread(self._executor.shutdown)
 
     async def __aenter__(self) -> RepairService:
@@ -121,6 +177,8 @@ class RepairService:
     ) -> None:
         await self.stop()
 
+    # --- what it knows ---
+
     @property
     def keyspaces(self) -> tuple[str, ...]:
         """The names of the stores."""
@@ -128,8 +186,8 @@ class RepairService:
 
     @property
     def session_count(self) -> int:
-        """Snapshots that are held for peers right now."""
-        return self._servicer.session_count
+        """Sessions that are open for peers right now."""
+        return self.peers.session_count
 
     async def describe(self, keyspace: str) -> ReplicaDescription:
         """What this node's replica holds.
@@ -139,71 +197,215 @@ class RepairService:
         """
         replica = self._replica(keyspace)
         store = replica.store
-        loop = asyncio.get_running_loop()
-        root = await loop.run_in_executor(self._executor, replica.root, TokenRange.full())
-        stored_bytes = await loop.run_in_executor(self._executor, lambda: store.stored_bytes)
-        replicas = tuple(sorted(self._membership.replicas(keyspace)))
-        return ReplicaDescription(keyspace, root, store.tombstone_count, stored_bytes, replica.tree_depth, replicas)
+        root = await self._in_thread(replica.root, TokenRange.full())
+        stored_bytes = await self._in_thread(lambda: store.stored_bytes)
+        everybody = {endpoint for one in self._membership.ranges(keyspace) for endpoint in one.replicas}
+        return ReplicaDescription(
+            keyspace, root, store.tombstone_count, stored_bytes, replica.tree_depth, tuple(sorted(everybody))
+        )
 
-    async def repair(
-        self, keyspace: str, token_range: TokenRange | None = None, peers: Collection[str] | None = None
-    ) -> AsyncGenerator[RepairUpdate, None]:
-        """Make this replica and its peers equal; yields updates, the last one with an outcome.
+    async def sessions(self, active_only: bool = True) -> list[SessionInfo]:
+        """Repairs that this node coordinates, the latest first; interrupted ones are active.
 
-        ``token_range``: None is every token. ``peers``: None is every other replica. Closing the iterator cancels the
-        repair: rows that were applied stay, snapshots are given back.
+        Raises:
+            JournalError: the record cannot be read.
+        """
+        journal = await self._opened_journal()
+        found = await self._in_thread(lambda: journal.sessions(active_only=active_only))
+        return [self._runs[one.session_id].info if one.session_id in self._runs else one for one in found]
+
+    async def history(self, limit: int = HISTORY_SESSIONS_MAX) -> list[SessionInfo]:
+        """Repairs that have ended, the latest first.
+
+        Raises:
+            JournalError: the record cannot be read.
+        """
+        return [one for one in await self.sessions(active_only=False) if one.state.is_final][:limit]
+
+    async def summarize(self, keyspace: str) -> list[RangeSummary]:
+        """How long ago each range that this node holds was repaired whole, by the durable record.
 
         Raises:
             UnknownKeyspaceError: no store of that name.
-            RepairRequestError: a peer is no replica.
-            RepairRunningError: this node repairs the keyspace already.
-            ServiceStoppedError: the service is not started.
-            StoreError: the own store failed.
+            JournalError: the record cannot be read.
+            StoreError: the store's marks cannot be read.
         """
-        replica = self._replica(keyspace)
-        chosen = self._peers(keyspace, peers)
-        if self._janitor is None:
-            raise ServiceStoppedError("the repair service is not running; start it first")
-        if keyspace in self._running:
-            raise RepairRunningError(f"a repair of keyspace {keyspace} is running on this node; wait for it to end")
-        queue: asyncio.Queue[RepairUpdate] = asyncio.Queue(UPDATES_QUEUED_MAX)
-        within = TokenRange.full() if token_range is None else token_range
-        live = [endpoint for endpoint in chosen if self._membership.is_alive(endpoint)]
+        self._replica(keyspace)
+        journal = await self._opened_journal()
+        parts = await self._in_thread(journal.repaired_parts, keyspace)
+        floors = (await self._in_thread(self.peers.marks[keyspace].read)).floors
+        return range_summaries(keyspace, self._membership.ranges(keyspace), parts, floors)
 
-        def clients(statistics: RepairStatistics) -> list[PeerClient]:
-            return [
-                PeerClient(
-                    endpoint,
-                    self._channel(endpoint),
-                    keyspace=keyspace,
-                    token_range=within,
-                    config=self._config,
-                    statistics=statistics,
-                )
-                for endpoint in live
-            ]
+    # --- repairing ---
 
-        run = RepairRun(
-            keyspace=keyspace,
-            token_range=within,
-            replica=replica,
-            local=self._membership.local_endpoint,
-            clients=clients,
-            dead=[endpoint for endpoint in chosen if endpoint not in live],
-            config=self._config,
-            executor=self._executor,
-            emit=queue.put,
-        )
-        task = asyncio.create_task(run.run(), name=f"antientropy repair {keyspace}")
-        self._running[keyspace] = task
-        try:
-            async with aclosing(_until_done(task, queue)) as updates:
-                async for update in updates:
+    async def repair(self, keyspace: str, options: RepairOptions | None = None) -> AsyncGenerator[RepairUpdate, None]:
+        """Make this replica and its peers equal; yields updates, the last one with a final state.
+
+        Closing the iterator before that cancels the repair: rows that were applied stay, nothing is left behind.
+
+        Raises:
+            UnknownKeyspaceError: no store of that name.
+            RepairRequestError: a range that is not held here, a peer that is no replica, ...
+            RepairRunningError: this node repairs these tokens already.
+            ServiceStoppedError: the service is not started, or was stopped during the repair.
+            StoreError: the own store failed.
+            JournalError: the journal cannot be read or written.
+        """
+        run = await self._begin(keyspace, RepairOptions() if options is None else options, None)
+        async for update in self._watched(run):
+            yield update
+
+    async def resume(self, session_id: str) -> AsyncGenerator[RepairUpdate, None]:
+        """Go on with a paused repair, or with one that was interrupted: what it has verified is skipped.
+
+        Yields updates as :meth:`repair`. Closing the iterator cancels a repair that had been interrupted; one that had
+        been paused belongs to whoever began it, and goes on.
+
+        Raises:
+            RepairRequestError: no such session, or it is neither paused nor interrupted.
+            RepairRunningError, ServiceStoppedError, StoreError, JournalError: as :meth:`repair`.
+        """
+        run = self._runs.get(session_id)
+        if run is not None:
+            if run.info.state is not SessionState.PAUSED:
+                raise RepairRequestError(f"session {session_id} is {run.info.state.value}, not paused")
+            listener = run.feed.listen()
+            run.resume()
+            try:
+                while (update := await listener.next()) is not None:
                     yield update
-        finally:
+            finally:
+                listener.close()
+            return
+        journaled = await self._journaled(session_id)
+        if journaled.info.state is not SessionState.INTERRUPTED:
+            raise RepairRequestError(f"session {session_id} is {journaled.info.state.value}; begin a new repair")
+        run = await self._begin(journaled.info.keyspace, journaled.options, journaled)
+        async for update in self._watched(run):
+            yield update
+
+    async def pause(self, session_id: str) -> None:
+        """Let a repair rest; when this returns it holds nothing, here or on any peer.
+
+        Raises:
+            RepairRequestError: no such session is running.
+        """
+        await self._running(session_id).pause()
+
+    async def cancel(self, session_id: str, force: bool = False) -> None:
+        """End a repair for good: one that runs, is paused, or was interrupted. Rows that were moved stay.
+
+        ``force``: also when it cannot be recorded.
+
+        Raises:
+            RepairRequestError: no such session, or it has ended.
+            JournalError: an interrupted session cannot be recorded as cancelled.
+        """
+        task = self._tasks.get(session_id)
+        if task is not None:
+            self._runs[session_id].cancelled = True
             task.cancel()
+            await asyncio.wait({task})
+            return
+        journaled = await self._journaled(session_id)
+        if journaled.info.state.is_final:
+            raise RepairRequestError(f"session {session_id} has ended: it is {journaled.info.state.value}")
+        journal = await self._opened_journal()
+        now = self._clock()
+        ended = replace(journaled.info, state=SessionState.CANCELLED, updated_at=now, ended_at=now)
+        try:
+            await self._in_thread(journal.update, ended)
+        except JournalError:
+            if not force:
+                raise
+            logger.exception("session %s was cancelled; it cannot be recorded", session_id)
+
+    # --- helpers ---
+
+    async def _begin(self, keyspace: str, options: RepairOptions, journaled: JournaledSession | None) -> RepairRun:
+        replica = self._replica(keyspace)
+        if not self._started:
+            raise ServiceStoppedError("the repair service is not running; start it first")
+        ranges, peers = chosen_ranges(keyspace, options, self._membership)
+        journal = await self._opened_journal()
+        for other in self._runs.values():
+            if other.overlaps(keyspace, [one.token_range for one in ranges]):
+                raise RepairRunningError(
+                    f"a repair of keyspace {keyspace} is running on this node (session {other.session_id}); "
+                    "wait for it to end, or cancel it"
+                )
+        statistics = RepairStatistics() if journaled is None else replace(journaled.info.statistics)
+        started_at = self._clock() if journaled is None else journaled.info.started_at
+        context = RunContext(
+            keyspace=keyspace,
+            replica=replica,
+            membership=self._membership,
+            transport=self._transport,
+            leases=self.peers,
+            marks=self.peers.marks[keyspace],
+            executor=self._executor,
+            config=self._config,
+            options=options,
+            narrator=silent(),
+            spend=self.throttle.spend,
+            random=self._random,
+            statistics=statistics,
+            clock=self._clock,
+        )
+        run = RepairRun(
+            context=context,
+            session_id=str(uuid.UUID(int=self._random.getrandbits(128), version=4))
+            if journaled is None
+            else journaled.info.session_id,
+            ranges=ranges,
+            peers=peers,
+            journal=journal,
+            journaled=journaled,
+            as_of=self._as_of(started_at),
+        )
+        self._runs[run.session_id] = run
+        return run
+
+    def _as_of(self, started_at: float) -> int:
+        if self._config.version_at is None:
+            return 0
+        return deletes.session_version(
+            started_at,
+            self._config.version_at,
+            propagation_delay_seconds=self._config.propagation_delay_seconds,
+            step_seconds=self._config.vouch_step_seconds,
+        )
+
+    async def _watched(self, run: RepairRun) -> AsyncGenerator[RepairUpdate, None]:
+        """Run a repair and yield its updates; whoever closes this cancels it."""
+        listener = run.feed.listen()
+        task = asyncio.create_task(self._run(run), name=f"antientropy repair {run.info.keyspace}")
+        self._tasks[run.session_id] = task
+        try:
+            async for update in _updates(listener):
+                yield update
+            await asyncio.wait({task})
+            if task.cancelled() and not run.cancelled:
+                raise ServiceStoppedError("the repair service was stopped during the repair; resume it later")
+            if not task.cancelled():
+                task.result()
+        finally:
+            if not task.done():
+                run.cancelled = True
+                task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            del self._running[keyspace]
+            listener.close()
+
+    async def _run(self, run: RepairRun) -> None:
+        try:
+            await run.run()
+        finally:
+            info = run.info
+            if info.state.is_final:
+                # One that was interrupted goes on another day, and is counted then.
+                self.metrics.record_session(info.keyspace, info.state, info.statistics)
+            self._runs.pop(run.session_id, None)
+            self._tasks.pop(run.session_id, None)
 
     def _replica(self, keyspace: str) -> Replica:
         replica = self._replicas.get(keyspace)
@@ -212,46 +414,71 @@ class RepairService:
             raise UnknownKeyspaceError(f"keyspace {keyspace!r} is not known here; there is: {known}")
         return replica
 
-    def _peers(self, keyspace: str, peers: Collection[str] | None) -> list[str]:
-        local = self._membership.local_endpoint
-        replicas = [endpoint for endpoint in self._membership.replicas(keyspace) if endpoint != local]
-        if len(replicas) >= REPLICAS_MAX:
-            raise RepairRequestError(f"{len(replicas) + 1} replicas: at most {REPLICAS_MAX} can be repaired at once")
-        if not peers:
-            return sorted(replicas)
-        if strangers := sorted(set(peers) - set(replicas)):
-            known = ", ".join(sorted(replicas)) or "none"
-            raise RepairRequestError(f"{', '.join(strangers)}: no other replica of {keyspace}; the others are: {known}")
-        return sorted(set(peers))
+    def _running(self, session_id: str) -> RepairRun:
+        run = self._runs.get(session_id)
+        if run is None:
+            raise RepairRequestError(f"session {session_id} is not running on this node")
+        return run
 
-    def _channel(self, endpoint: str) -> grpc.aio.Channel:
-        if endpoint not in self._channels:
-            self._channels[endpoint] = self._config.channel_factory(endpoint)
-        return self._channels[endpoint]
+    async def _journaled(self, session_id: str) -> JournaledSession:
+        journal = await self._opened_journal()
+        found = await self._in_thread(journal.session, session_id)
+        if found is None:
+            raise RepairRequestError(f"session {session_id} is not known on this node")
+        return found
 
-    async def _close_idle_sessions(self) -> None:
-        while True:
-            await asyncio.sleep(self._config.session_idle_seconds / 2)
-            await self._servicer.close_idle()
+    async def _opened_journal(self) -> RepairJournal:
+        """The journal; what was under way in an earlier process is interrupted.
 
+        Raises:
+            JournalError: it cannot be opened.
+        """
+        if not self._started:
+            raise ServiceStoppedError("the repair service is not running; start it first")
+        if self._journal is None:
+            self._journal = await self._in_thread(self._open_journal)
+        return self._journal
 
-async def _until_done(
-    task: asyncio.Task[None], queue: asyncio.Queue[RepairUpdate]
-) -> AsyncGenerator[RepairUpdate, None]:
-    """Updates as they come; when the task has ended, the rest of them, and what it raised."""
-    while not task.done():
-        getter = asyncio.create_task(queue.get())
+    def _open_journal(self) -> RepairJournal:
         try:
-            await asyncio.wait({task, getter}, return_when=asyncio.FIRST_COMPLETED)
-            if getter.done():
-                yield getter.result()
-        finally:
-            if not getter.done():
-                getter.cancel()
-                with suppress(asyncio.CancelledError):
-                    await getter
-    while not queue.empty():
-        yield queue.get_nowait()
-    if task.cancelled():
-        raise ServiceStoppedError("the repair service was stopped during the repair")
-    task.result()
+            journal = RepairJournal(self._config.data_dir)
+            journal.interrupt(self._clock())
+        except JournalError as error:
+            logger.error("no repair can be coordinated here: %s", error)  # noqa: TRY400 - a fault of the disk, no bug
+            raise
+        return journal
+
+    async def _open_replicas(self) -> None:
+        """Make the indexes ready before anybody asks."""
+        for keyspace, replica in self._replicas.items():
+            try:
+                await self._in_thread(replica.open)
+            except StoreError as error:
+                logger.warning("the index of keyspace %s cannot be made: %s", keyspace, error)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.lease_seconds / _SWEEPS_PER_LEASE)
+            await self.peers.sweep()
+
+    async def _purge(self) -> None:
+        """Remove tombstones that may go, in slices, while nobody compares: purging changes roots."""
+        while True:
+            await asyncio.sleep(self._config.purge_interval_seconds)
+            for keyspace in self._replicas:
+                busy = self.peers.session_count or any(run.info.keyspace == keyspace for run in self._runs.values())
+                if busy or self._journal is None:
+                    continue
+                try:
+                    parts = await self._in_thread(self._journal.repaired_parts, keyspace)
+                    await self._in_thread(self._purger.purge, keyspace, parts)
+                except (StoreError, JournalError) as error:
+                    logger.warning("tombstones of keyspace %s cannot be purged: %s", keyspace, error)
+
+    async def _in_thread(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+
+async def _updates(listener: UpdateListener) -> AsyncGenerator[RepairUpdate, None]:
+    while (update := await listener.next()) is not None:
+        yield update

@@ -18,7 +18,7 @@ from antientropy.logs import LogLimiter
 
 _log = logging.getLogger(__name__)
 
-#: Takes the full name of a method, such as ``/antientropy.v1.RepairPeerService/PushRows``.
+#: Takes the full name of a method, such as ``/antientropy.v1.RepairPeerService/Push``.
 OnMalformed = Callable[[str], None]
 
 

@@ -25,6 +25,10 @@ from antientropy.limits import (
 from antientropy.store import check_row
 from antientropy.v1 import repair_pb2 as pb
 
+#: Stands where a packed column has its widths: one version for all buckets follows.
+_UNIFORM: Final = 255
+#: Bits of a hash over the endpoints of a range's replicas: three bytes of a varint.
+_REPLICAS_MASK: Final = 2**21 - 1
 #: Which rows of a chunk are tombstones: none (0), all, or some.
 _ALL: Final = 1
 _MIXED: Final = 2
@@ -124,14 +128,20 @@ def encode_floors(floors: NDArray[np.uint64], token_range: TokenRange) -> bytes:
     """The floors of the buckets of a range; nothing when all are 0."""
     first, last = covering(token_range, BUCKET_LEVEL)
     covered = floors[first : last + 1]
-    return pack_column(covered) if covered.any() else b""
+    if not covered.any():
+        return b""
+    if bool((covered == covered[0]).all()):
+        return bytes([_UNIFORM]) + encode_version(int(covered[0]))
+    return pack_column(covered)
 
 
 def decode_floors(data: bytes, token_range: TokenRange) -> NDArray[np.uint64]:
     """The inverse, shape (256,): 0 outside of the range."""
     floors = NO_FLOORS.copy()
-    if data:
-        first, last = covering(token_range, BUCKET_LEVEL)
+    first, last = covering(token_range, BUCKET_LEVEL)
+    if data.startswith(bytes([_UNIFORM])):
+        floors[first : last + 1] = decode_version(data[1:])
+    elif data:
         floors[first : last + 1], end = unpack_column(data, last + 1 - first)
         if end != len(data):
             raise PeerMessageError(f"{len(data) - end} bytes follow the floors")
@@ -158,6 +168,11 @@ def encode_hashes(hash_version: int, epoch: int) -> int:
 def decode_hashes(hashes: int) -> tuple[int, int]:
     """The inverse: version of the functions, and seed epoch."""
     return hashes % _HASH_VERSIONS, hashes // _HASH_VERSIONS
+
+
+def hash_of_replicas(endpoints: Iterable[str]) -> int:
+    """A set of replicas as a small number, never 0."""
+    return (hashing.token_of(",".join(sorted(endpoints)).encode()) & _REPLICAS_MASK) or 1
 
 
 # --- requests ---

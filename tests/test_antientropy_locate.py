@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from antientropy.core import locate, sketch_search, tree_search
+from antientropy.core import listing, locate, peeling, sketch_search, tree_search
 from antientropy.core.listing import list_rows
 from antientropy.core.locate import LocateAnswer, LocateRequest, Locator, first_symbols
 from antientropy.core.merkle import HashTree
@@ -235,6 +235,68 @@ def test_too_much_for_one_pass_ends_early_and_is_complete_up_to_there(strategy: 
     assert len(found) > 0
 
 
+def repaired(own: RowDigests, remote: RowDigests, found: Difference) -> tuple[RowDigests, RowDigests]:
+    """Both sides after the rows of a difference have moved; at colliding tokens both get all rows."""
+
+    def without(rows: RowDigests, tokens: NDArray[np.uint64]) -> RowDigests:
+        return rows.take(~np.isin(rows.tokens, tokens))
+
+    def at(rows: RowDigests, tokens: NDArray[np.uint64]) -> RowDigests:
+        return rows.take(np.isin(rows.tokens, tokens))
+
+    fetched, pushed, shared = found.fetch_tokens, found.push_tokens, found.colliding
+    every = sorted(
+        {
+            (token, version, high, low)
+            for rows in (at(own, shared), at(remote, shared))
+            for token, version, (high, low) in zip(
+                rows.tokens.tolist(), rows.versions.tolist(), rows.digests.tolist(), strict=True
+            )
+        }
+    )
+    columns = np.array(every, np.uint64).reshape(-1, 4)
+    both = RowDigests(columns[:, 0], columns[:, 1], columns[:, 2:])
+    moved = np.concatenate((fetched, shared)), np.concatenate((pushed, shared))
+    return (
+        RowDigests.concatenate([without(own, moved[0]), at(remote, fetched), both]),
+        RowDigests.concatenate([without(remote, moved[1]), at(own, pushed), both]),
+    )
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([0.01, 0.2, 1.0]),
+    st.integers(0, 30),
+    st.integers(0, 12),
+    st.sampled_from(STRATEGIES),
+    st.sampled_from([3, 40, 10**6]),
+    st.sampled_from([2, 50]),
+)
+@settings(max_examples=80, deadline=None)
+def test_passes_end_with_equal_rows(
+    seed: int, share: float, conflicts: int, twins: int, strategy: Strategy, rows_max: int, page: int
+) -> None:
+    """Missing and updated rows, conflicts and keys that share tokens, in passes of few rows: each makes progress."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listing, "ROWS_LISTED_PER_ANSWER_MAX", page)
+        mine, theirs = diverged(400, seed, share)
+        rng = np.random.default_rng(seed)
+        chosen = rng.random(len(theirs)) < conflicts / 400
+        theirs = updated(theirs, chosen, 0)
+        extra = mine.take(rng.choice(max(len(mine), 1), min(twins, len(mine)), replace=False))
+        mine = RowDigests.concatenate([mine, updated(extra, slice(None), 3)])
+        for _ in range(400):
+            own, remote = Replica(mine), Replica(theirs)
+            if own.tree.root == remote.tree.root:
+                break
+            locator = search(own, remote, strategy, rows_max=rows_max)
+            assert not locator.unexplained
+            found = locator.difference
+            assert len(found)
+            mine, theirs = repaired(own.all_rows, remote.all_rows, found)
+        assert Replica(mine).tree.root == Replica(theirs).tree.root
+
+
 def test_the_strategy_is_chosen_by_bytes() -> None:
     few, many = diverged(20_000, 1, 0.01), diverged(20_000, 2, 0.95)
     assert set(search(Replica(few[0]), Replica(few[1])).found_by) == {Strategy.SKETCH}
@@ -296,6 +358,20 @@ def test_items_that_cannot_be_are_not_believed(lie: str) -> None:
         locator.feed(locate.answer(request, liar))
     assert outcome(locator.difference) == outcome(difference(own.rows, remote.rows))
     assert Strategy.DESCENT in locator.found_by
+
+
+@pytest.mark.parametrize("check_bits", [0, 2, 5, 8])
+def test_checks_that_fit_by_chance_never_make_a_wrong_result(check_bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks cut to a few bits: mixtures are taken for items all the time, the result is the same."""
+    monkeypatch.setattr(peeling, "MARK_MASK", np.uint64(2 ** (16 + check_bits) - 1))
+    monkeypatch.setattr(sketch_search, "SYMBOLS_PER_SKETCH_MAX", 300)
+    ways: set[Strategy] = set()
+    for seed in range(12):
+        own, remote = (Replica(rows) for rows in diverged(1_500, seed, 0.03))
+        locator = search(own, remote, Strategy.SKETCH)
+        check(own, remote, locator)
+        ways |= set(locator.found_by)
+    assert Strategy.DESCENT in ways or check_bits > 2
 
 
 def test_hashes_that_always_differ_come_to_an_end() -> None:

@@ -7,17 +7,13 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
-from google.protobuf.message import Message
-from repair_peers import FULL, NOW, Node, World, gone, row, until
+from repair_peers import FULL, NOW, Node, World, gone, opening, raw, row, until
 
-from antientropy import wire
 from antientropy.core import deletes
-from antientropy.core.hashing import HASH_VERSION
 from antientropy.core.locate import Locator
-from antientropy.core.merkle import EMPTY_ROOT, Root
+from antientropy.core.merkle import EMPTY_ROOT
 from antientropy.core.reconcile import Difference
 from antientropy.core.rows import Row
 from antientropy.core.tokens import TokenRange
@@ -26,7 +22,6 @@ from antientropy.leases import Lease, LeaseDenied
 from antientropy.limits import EPOCH_STEP_MAX
 from antientropy.membership import ReplicatedRange
 from antientropy.peer_client import OpenSession, PeerClient, RefusalKind
-from antientropy.transport.base import CallError
 from antientropy.v1 import repair_pb2 as pb
 
 HOUR = 3600.0
@@ -64,23 +59,6 @@ def in_order(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda one: one.token)
 
 
-async def raw(world: World, node: Node, method: str, request: Message) -> Any:
-    return await world.network.transport("127.0.0.1:6666").calls(node.endpoint).unary(method, request, 5)
-
-
-def opening(root: Root, session: int, **fields: Any) -> pb.CompareRequest:
-    request = pb.CompareRequest(
-        keyspace="kv",
-        session=session,
-        root_digest=root.digest if root.count else b"",
-        row_count=root.count,
-        hashes=wire.encode_hashes(HASH_VERSION, 0),
-        owner="127.0.0.1:9000",
-    )
-    request.MergeFrom(pb.CompareRequest(**fields))
-    return request
-
-
 # --- comparing, and what it costs ---
 
 
@@ -108,10 +86,11 @@ async def test_equal_replicas_with_all_that_can_be_told_stay_below_100_bytes(wor
         repaired_version=version(HOUR),
         confirmed_session=first.session,
         purge_version=version(10 * HOUR),
+        replicas=(here.endpoint, there.endpoint),
     )
     assert answer.equal
     assert answer.repaired_version == version(9 * HOUR)
-    assert world.statistics.find_bytes <= 100
+    assert world.statistics.find_bytes <= 100, world.statistics.find_bytes
 
 
 @pytest.mark.parametrize("kind", ["missing here", "missing there", "updated there", "updated here", "deleted there"])
@@ -491,7 +470,26 @@ async def test_a_range_that_this_node_no_longer_holds_is_refused(world: World) -
     refusal = (await world.client(there).compare(EMPTY_ROOT)).refusal
     assert refusal is not None
     assert refusal.kind is RefusalKind.NOT_A_REPLICA
-    assert (await world.client(there, token_range=HALF).compare(EMPTY_ROOT)).refusal is None
+    client = world.client(there, token_range=HALF)
+    assert (await client.compare(EMPTY_ROOT)).refusal is None
+    there.ring.ring = []
+    refusal = (await client.compare(EMPTY_ROOT)).refusal
+    assert refusal is not None
+    assert refusal.kind is RefusalKind.NOT_A_REPLICA
+    assert (there.service.session_count, client.session_open) == (0, False)
+
+
+async def test_a_session_counts_only_for_replicas_that_both_sides_agree_on(world: World) -> None:
+    here, there = world.node([row(1)]), world.node([row(1)])
+    refusal = (
+        await world.client(there).compare(here.root(), repaired_version=version(HOUR), replicas=(there.endpoint,))
+    ).refusal
+    assert refusal is not None
+    assert refusal.kind is RefusalKind.NOT_A_REPLICA
+    assert not there.service.marks["kv"].read().fence.any()
+    agreed = (there.endpoint, here.endpoint)
+    answer = await world.client(there).compare(here.root(), repaired_version=version(HOUR), replicas=agreed)
+    assert answer.equal
 
 
 # --- faults of the store, the throttle ---
@@ -535,106 +533,3 @@ async def test_chunks_are_paid_for_before_they_are_sent_or_applied(
     await client.push(lambda: iter([replace(one, version=2) for one in rows]))
     assert [count for _, count in there.spent] == [40, 40, 20] * 2
     assert all(size > 0 for size, _ in there.spent)
-
-
-# --- hostile messages ---
-
-SESSION = 77
-
-
-@pytest.mark.parametrize(
-    ("method", "request_message", "match"),
-    [
-        ("Compare", opening(Root(b"x" * 15, 1), SESSION), "root digest"),
-        ("Compare", opening(EMPTY_ROOT, SESSION, root_digest=b"x" * 16), "root digest"),
-        ("Compare", opening(EMPTY_ROOT, 0), "no name"),
-        ("Compare", opening(EMPTY_ROOT, SESSION, first_token=9, tokens_after=2**64 - 9), "empty"),
-        ("Compare", opening(EMPTY_ROOT, SESSION, keyspace="k" * 300), "keyspace"),
-        ("Compare", opening(EMPTY_ROOT, SESSION, owner="o" * 300), "endpoint"),
-        ("Compare", opening(EMPTY_ROOT, SESSION, floors=bytes(3)), "floors"),
-        ("Compare", opening(EMPTY_ROOT, SESSION, floors=b"\x08" + bytes(9)), "cut short"),
-        ("Compare", opening(EMPTY_ROOT, SESSION, repaired_version=bytes(9)), "version"),
-        ("Compare", opening(EMPTY_ROOT, SESSION, purge_version=b"\xff" * 8), "future"),
-        ("Compare", opening(EMPTY_ROOT, SESSION, hashes=2**32 - 1 - (2**32 - 1) % 16 + HASH_VERSION), "epoch"),
-        ("Locate", pb.LocateRequest(session=SESSION), "cut short"),
-        ("Locate", pb.LocateRequest(session=SESSION, body=b"\x07"), "cut short"),
-        ("Locate", pb.LocateRequest(session=SESSION, body=b"\xff" * 50), "INVALID"),
-        ("Send", pb.SendRequest(session=SESSION, target="127.0.0.1:7000", tokens=bytes(7)), "bytes of tokens"),
-        ("Send", pb.SendRequest(session=SESSION, target="127.0.0.1:7000"), "bytes of tokens"),
-    ],
-)
-async def test_hostile_requests_are_refused_whole(
-    world: World, method: str, request_message: Message, match: str
-) -> None:
-    there = world.node([row(1)])
-    if method != "Compare":
-        await raw(world, there, "Compare", opening(EMPTY_ROOT, SESSION))
-    before = there.service.session_count
-    with pytest.raises(CallError, match=match) as caught:
-        await raw(world, there, method, request_message)
-    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert there.service.session_count == before
-    assert there.rows() == [row(1)]
-    assert there.replica.epoch == 0
-    assert not there.service.marks["kv"].read().fence.any()
-
-
-async def test_keyspaces_and_hashes_that_are_not_spoken_here(world: World) -> None:
-    there = world.node([row(1)])
-    with pytest.raises(CallError, match="not served here") as caught:
-        await raw(world, there, "Compare", opening(EMPTY_ROOT, SESSION, keyspace="other"))
-    assert caught.value.code is grpc.StatusCode.NOT_FOUND
-    answer = await raw(world, there, "Compare", opening(EMPTY_ROOT, SESSION, hashes=HASH_VERSION + 1))
-    assert answer.refusal.kind == pb.Refusal.KIND_HASH_VERSION
-    assert there.service.session_count == 0
-
-
-async def test_a_session_cannot_be_turned_to_another_range(world: World) -> None:
-    there = world.node([row(1)])
-    await raw(world, there, "Compare", opening(EMPTY_ROOT, SESSION))
-    with pytest.raises(CallError, match="another keyspace or range"):
-        await raw(world, there, "Compare", opening(EMPTY_ROOT, SESSION, turn=1, first_token=5))
-
-
-@pytest.mark.parametrize("tokens", [b"", bytes(9), bytes(16), (5).to_bytes(8, "little") + bytes(8), bytes(8 * 20_000)])
-async def test_bad_tokens_are_refused(world: World, tokens: bytes) -> None:
-    there = world.node([row(1)])
-    await raw(world, there, "Compare", opening(EMPTY_ROOT, SESSION))
-    calls = world.network.transport("127.0.0.1:6666").calls(there.endpoint)
-    stream = calls.response_stream("Fetch", pb.FetchRequest(session=SESSION, tokens=tokens), 5, 5)
-    with pytest.raises(CallError, match="INVALID_ARGUMENT"):
-        await anext(stream)
-
-
-def chunk(*rows: Row) -> pb.RowColumns:
-    [message] = wire.encode_rows(rows)
-    return message.message
-
-
-def damaged(good: pb.RowColumns) -> pb.RowColumns:
-    return pb.RowColumns(columns=good.columns, content=good.content[:-1] + b"!")
-
-
-@pytest.mark.parametrize(
-    "second",
-    [
-        pb.PushRequest(rows=damaged(chunk(row(3)))),
-        pb.PushRequest(),
-        pb.PushRequest(session=5, rows=chunk(row(3))),
-        pb.PushRequest(rows=pb.RowColumns(columns=b"\xff\xff\x03\0\0\0" + bytes(16))),
-        pb.PushRequest(rows=chunk(Row(b"tombstone", 1, b"with a value", True))),
-    ],
-    ids=["damaged", "empty", "of two sessions", "absurd count", "no row of a store"],
-)
-async def test_a_bad_chunk_ends_its_stream_and_nothing_of_it_is_applied(world: World, second: pb.PushRequest) -> None:
-    there = world.node([row(1)])
-    await raw(world, there, "Compare", opening(EMPTY_ROOT, SESSION))
-
-    async def requests() -> AsyncIterator[Message]:
-        yield pb.PushRequest(session=SESSION, stream=1, rows=chunk(row(2)))
-        yield second
-
-    calls = world.network.transport("127.0.0.1:6666").calls(there.endpoint)
-    with pytest.raises(CallError, match="INVALID_ARGUMENT"):
-        await calls.request_stream("Push", requests(), 5, 5)
-    assert there.rows() == [row(1), row(2)]

@@ -14,34 +14,33 @@ from antientropy.strict import strict
 from antientropy.v1 import repair_pb2, repair_pb2_grpc
 
 NOISE = b"\xff\xff\xff\xff noise"
-ROOTS = "/antientropy.v1.RepairPeerService/CompareRoots"
-DIGESTS = "/antientropy.v1.RepairPeerService/ListRowDigests"
-PUSH = "/antientropy.v1.RepairPeerService/PushRows"
+ROOTS = "/antientropy.v1.RepairPeerService/Compare"
+FETCH = "/antientropy.v1.RepairPeerService/Fetch"
+PUSH = "/antientropy.v1.RepairPeerService/Push"
 
 
 class Peer:
-    """Three of the six methods: one of each kind."""
+    """Three of the methods: one of each kind."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
 
-    async def CompareRoots(self, request: Any, context: Any) -> Any:  # noqa: N802 - generated name
+    async def Compare(self, request: Any, context: Any) -> Any:  # noqa: N802 - generated name
         self.seen.append(request)
-        return repair_pb2.CompareRootsResponse()
+        return repair_pb2.CompareResponse()
 
-    async def ListRowDigests(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 - generated name
+    async def Fetch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802 - generated name
         self.seen.append(request)
-        yield repair_pb2.RowDigestsChunk()
-        yield repair_pb2.RowDigestsChunk()
+        yield repair_pb2.RowColumns()
+        yield repair_pb2.RowColumns()
 
-    async def PushRows(self, requests: Any, context: Any) -> Any:  # noqa: N802 - generated name
+    async def Push(self, requests: Any, context: Any) -> Any:  # noqa: N802 - generated name
         async for request in requests:
             self.seen.append(request)
-        return repair_pb2.PushRowsResponse()
+        return repair_pb2.PushResponse()
 
     # Not called; a generated servicer has them all.
-    CompareNodes = CloseSession = CompareRoots
-    FetchRows = ListRowDigests
+    Locate = Send = Heartbeat = Close = Compare
 
 
 class World:
@@ -68,9 +67,9 @@ async def world() -> AsyncIterator[World]:
 
 async def test_messages_pass(world: World) -> None:
     stub: Any = repair_pb2_grpc.RepairPeerServiceStub(world.channel)
-    await stub.CompareRoots(repair_pb2.CompareRootsRequest(keyspace="a"), timeout=10)
-    assert len([chunk async for chunk in stub.ListRowDigests(repair_pb2.ListRowDigestsRequest(), timeout=10)]) == 2
-    await stub.PushRows(iter([repair_pb2.PushRowsRequest(), repair_pb2.PushRowsRequest()]), timeout=10)
+    await stub.Compare(repair_pb2.CompareRequest(keyspace="a"), timeout=10)
+    assert len([chunk async for chunk in stub.Fetch(repair_pb2.FetchRequest(), timeout=10)]) == 2
+    await stub.Push(iter([repair_pb2.PushRequest(), repair_pb2.PushRequest()]), timeout=10)
     assert world.peer.seen[0].keyspace == "a"
     assert len(world.peer.seen) == 4
     assert not world.counts
@@ -79,13 +78,13 @@ async def test_messages_pass(world: World) -> None:
 async def noise_to(channel: Any, method: str) -> None:
     if method == ROOTS:
         await channel.unary_unary(method)(NOISE, timeout=10)
-    elif method == DIGESTS:
+    elif method == FETCH:
         _ = [chunk async for chunk in channel.unary_stream(method)(NOISE, timeout=10)]
     else:
         await channel.stream_unary(method)(iter([b"", NOISE, b""]), timeout=10)
 
 
-@pytest.mark.parametrize("method", [ROOTS, DIGESTS, PUSH])
+@pytest.mark.parametrize("method", [ROOTS, FETCH, PUSH])
 async def test_noise_is_refused(world: World, caplog: pytest.LogCaptureFixture, method: str) -> None:
     for _ in range(3):
         with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -76,10 +76,9 @@ def ranges_below(bits: int, nodes: Indices, within: TokenRange) -> list[TokenRan
     return [cut for span in spans if (cut := span.intersection(within)) is not None]
 
 
-def list_rows(
-    snapshot: Searched, bits: int, nodes: Indices, token: int, rows_max: int = ROWS_LISTED_PER_ANSWER_MAX
-) -> Page:
-    """The rows of some nodes from ``token`` on, ``rows_max`` at most; rows of one token are not separated."""
+def list_rows(snapshot: Searched, bits: int, nodes: Indices, token: int) -> Page:
+    """The rows of some nodes from ``token`` on, bounded by what an answer holds; rows of one token stay together."""
+    rows_max = ROWS_LISTED_PER_ANSWER_MAX
     within = TokenRange(token, TOKEN_MAX).intersection(snapshot.token_range)
     ranges = ranges_below(bits, nodes, within) if within is not None else []
     parts: list[RowDigests] = []

@@ -1,284 +1,439 @@
-"""The session of one pair of replicas as a state machine without I/O: it is fed answers and yields the next request.
+"""One part of the token line and all its replicas, as a state machine without I/O: it says what to do next.
 
-PREPARING    the roots are compared; equal: DONE after one round trip, nothing was opened or read.
-COMPARING    descend the trees level by level, all differing nodes of a level in one request (paged), down to the leaves
-             of the shallower tree; then list the rows of the differing leaves and match them with the own ones.
-STREAMING    move the rows that a plan over all pairs gives to this pair: first fetches, then pushes.
-VERIFYING    the roots are compared again; equal: DONE; else COMPARING again (writes that arrived meanwhile).
-FAILED       a peer or a rule broke; nothing more is asked.
+The coordinator (replica 0) works on *units*: a unit is a part of a range, repaired with every peer at once. The shell
+asks :meth:`UnitSession.next` for the next step, does it, and reports what came of it:
 
-All transitions live here. Invariants: differences are collected in the order of tokens, complete up to ``complete_to``;
-a difference that was streamed and is found again unchanged is damage, not a race; passes are bounded.
+COMPARE   the own root with those peers that are not known to be equal or unequal. All equal: VERIFIED, after one round
+          trip each; nothing was opened or read.
+SPLIT     too much differs for one unit: the parts are units of their own.
+LOCATE    with each unequal peer, which rows differ.
+MOVE      by a plan over all pairs; then those who gave or got anything are compared again.
+WAIT      what still differs is being written just now: look again when it has arrived.
+REBUILD   the roots differ and no row does, or rows differ as before although they were moved: hashes lie. The index is
+          built anew in another epoch, once; then the pair has failed.
+END       with a :class:`Verdict`.
+
+Invariants. (1) A unit is VERIFIED only when every peer that takes part was equal to one and the same own root, with no
+row moved since. (2) A pair that failed is out of the unit and is never asked again; the others go on. (3) Passes, waits
+and rebuilds are bounded, so that every unit ends, whatever the peers answer and however fast rows are written. (4) No
+row younger than ``in_flight_seconds`` moves while waits are left; none moves twice for one difference. (5) Time only
+comes in as an argument.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeVar
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from antientropy.core.merkle import HashTree
-from antientropy.core.plan import PairPlan
-from antientropy.core.reconcile import Difference, difference
-from antientropy.core.rows import RowDigests
-from antientropy.core.tokens import TOKEN_MAX
+from antientropy.core.plan import RepairPlan, Transfer, plan_repair
+from antientropy.core.reconcile import Difference
+from antientropy.core.tokens import BUCKET_LEVEL, LEVEL_BITS, TOKEN_BITS, TokenRange
 from antientropy.errors import DivergenceError
-from antientropy.limits import DIFFERENCE_ROWS_MAX, NODES_PER_REQUEST_MAX, ROWS_PER_PUSH_MAX, TOKENS_PER_REQUEST_MAX
+from antientropy.limits import CLOCK_AHEAD_SECONDS_MAX, UNIT_PARTS_MAX
+from antientropy.options import RepairMode
 
-_Unsigned = TypeVar("_Unsigned", np.uint32, np.uint64)
 
+class Verdict(Enum):
+    """How a unit ended."""
 
-class Phase(Enum):
-    """Where a session, or a whole repair, stands."""
-
-    PREPARING = "preparing"
-    COMPARING = "comparing"
-    STREAMING = "streaming"
-    VERIFYING = "verifying"
-    DONE = "done"
+    VERIFIED = "verified"
+    """All that took part are equal."""
+    UNSETTLED = "unsettled"
+    """All that was found different and was not being written has moved; new writes keep the roots apart."""
+    PULLED = "pulled"
+    """The coordinator lacks nothing; the others were left as they are."""
+    PREVIEWED = "previewed"
+    """What differs is known; nothing moved."""
     FAILED = "failed"
-
-
-@dataclass(slots=True)
-class RepairStatistics:
-    """Sums of one repair, or of one pair. ``bytes`` are serialized messages, without HTTP/2 framing."""
-
-    rows_differing: int = 0
-    """Rows that were not the same on all replicas that took part."""
-    rows_moved: int = 0
-    """Row copies that travelled ..."""
-    rows_optimal: int = 0
-    """... and the fewest that could have; where keys share tokens, those that changed their receiver."""
-    find_bytes: int = 0
-    """Messages that carry no rows: hashes, tokens, versions, digests, replies."""
-    move_bytes: int = 0
-    """Messages that carry rows."""
-    round_trips: int = 0
-    pairs_compared: int = 0
-    pairs_equal: int = 0
-    elapsed_seconds: float = 0.0
+    """No peer is left."""
 
 
 @dataclass(frozen=True, slots=True)
-class AskRoots:
-    """Compare the roots; open a session if they differ and ``open_session``."""
+class Compare:
+    """Compare the own root, taken now, with those of these peers."""
 
-    open_session: bool
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AskNodes:
-    """Ask for the hashes of the children of some nodes."""
-
-    level: int
-    indices: NDArray[np.uint32]
+    peers: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AskDigests:
-    """Ask for the digests of all rows below some nodes."""
+@dataclass(frozen=True, slots=True)
+class Locate:
+    """Find the differing rows with these peers, against one snapshot."""
 
-    level: int
-    indices: NDArray[np.uint32]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class AskRows:
-    """Fetch the rows at some tokens. ``counted``: the plan knows that each is needed."""
-
-    tokens: NDArray[np.uint64]
-    counted: bool
+    peers: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GiveRows:
-    """Push the own rows at some tokens."""
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Move rows; tell each transfer with :meth:`UnitSession.moved`, the end with :meth:`UnitSession.move_ended`."""
 
-    tokens: NDArray[np.uint64]
-    counted: bool
+    plan: RepairPlan
 
 
-Request = AskRoots | AskNodes | AskDigests | AskRows | GiveRows
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Let so many seconds pass."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """Build the own index anew in the next epoch; peers follow when they are compared."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The unit ends here; these take its place."""
+
+    parts: tuple[TokenRange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The unit has ended."""
+
+    verdict: Verdict
+    plan: RepairPlan | None = None
+    """What still differs: of a preview, and of a unit that ended unsettled."""
+
+
+Step = Compare | Locate | Move | Wait | Rebuild | Split | End
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitLimits:
+    """See :class:`~antientropy.config.RepairConfig`."""
+
+    passes_max: int = 4
+    rows_max: int = 65_536
+    in_flight_seconds: float = 0.5
+    in_flight_waits_max: int = 6
+    version_time: Callable[[int], float] | None = None
 
 
 @dataclass(slots=True)
-class PairSession:
-    """One pair, for the whole repair: one or several passes of compare, stream, verify.
+class Pair:
+    """What is known of one peer in this unit."""
 
-    Call :meth:`next_request` and feed its answer to the method of the same subject, until it returns None: then the
-    session is DONE or FAILED, or (COMPARING) has its ``found`` ready and waits for :meth:`stream`, or (STREAMING) has
-    given and fetched everything and waits for :meth:`verify`.
+    equal: bool | None = None
+    """None: it has to be compared."""
+    difference: Difference | None = None
+    with_digests: bool = True
+    """Content that differs at equal versions is in the difference."""
+    consistent: bool = False
+    """The snapshot that was located with has the root that was compared: what is not found is not there."""
+    delivered: Difference | None = None
+    """The part of the last difference whose rows have arrived at both."""
+    failure: str = ""
+
+
+_NOTHING: Final = Difference.concatenate([])
+
+
+@dataclass(slots=True)
+class UnitSession:
+    """See the module.
+
+    Args:
+        token_range: The unit.
+        endpoints: The peers, in the order of the plan's replicas 1, 2, ...
+        mode: VALIDATE ends when the parts that differ are known.
+        limits: As configured.
+        broken_links: Known from other units of the repair.
     """
 
-    passes_max: int = 4
-    difference_rows_max: int = DIFFERENCE_ROWS_MAX
-    statistics: RepairStatistics = field(default_factory=RepairStatistics)
-    """May be shared by the sessions of one repair."""
-    phase: Phase = Phase.PREPARING
-    failure: str = ""
+    token_range: TokenRange
+    endpoints: Sequence[str]
+    mode: RepairMode = RepairMode.REPAIR
+    limits: UnitLimits = field(default_factory=UnitLimits)
+    broken_links: Collection[tuple[str, str]] = ()
+    """Peers that cannot reach each other, (source, target); may grow."""
     passes: int = 0
-    complete_to: int = TOKEN_MAX
-    """The last token up to which ``found`` is complete; less than the last token when there were too many rows."""
-    unsettled: bool = False
-    """DONE although the roots still differed: rows were written while the last pass ran."""
+    waits: int = 0
+    rebuilds: int = 0
+    rows_differing: int = 0
+    """Distinct differing rows that were to be moved."""
+    rows_conflicting: int = 0
+    rows_in_flight: int = 0
+    """Rows that were seen to differ and have settled without this repair."""
+    pairs: dict[str, Pair] = field(init=False)
 
-    _compared: bool = False
-    _tree: HashTree | None = None
-    _leaf_level: int = 0
-    _level: int = 0
-    _differing: list[NDArray[np.uint32]] = field(default_factory=list)
-    _requests: deque[Request] = field(default_factory=deque)
-    _found: list[Difference] = field(default_factory=list)
-    _found_rows: int = 0
-    _leaves_listed: int = 0
-    _streamed: Difference | None = None
+    _oversize_rows: int = 0
+    _waiting: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    _moved_tokens: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    _plan: RepairPlan | None = None
+    _located: list[str] = field(default_factory=list)
+    """The peers of the plan, in its order."""
 
     def __post_init__(self) -> None:
-        self._requests.append(AskRoots(open_session=True))
+        self.pairs = {endpoint: Pair() for endpoint in self.endpoints}
 
-    def next_request(self) -> Request | None:
-        """What to ask next; None while something else has to happen (see the class)."""
-        if self.phase in (Phase.DONE, Phase.FAILED):
-            return None
-        return self._requests.popleft() if self._requests else None
+    @property
+    def live(self) -> list[str]:
+        """Peers that have not failed, in order."""
+        return [endpoint for endpoint, pair in self.pairs.items() if not pair.failure]
 
-    def roots(self, *, equal: bool) -> None:
-        """The answer to AskRoots. Unequal and opened: go on with :meth:`compare`."""
-        if not self._compared:
-            self.statistics.pairs_compared += 1
-            self.statistics.pairs_equal += equal
-        self._compared = True
-        if equal:
-            self.phase = Phase.DONE
-        elif self.passes >= self.passes_max:
-            self.unsettled = True
-            self.phase = Phase.DONE
-        else:
-            self.passes += 1
-            self.phase = Phase.COMPARING
+    @property
+    def failures(self) -> dict[str, str]:
+        """Peers that have failed, and why."""
+        return {endpoint: pair.failure for endpoint, pair in self.pairs.items() if pair.failure}
 
-    def compare(self, tree: HashTree, peer_depth: int, child_hashes: NDArray[np.uint64]) -> None:
-        """Begin the descent with the own tree (restricted to the range) and the hashes below the peer's root, (16,)."""
-        self._expect(Phase.COMPARING)
-        self._tree, self._leaf_level = tree, min(tree.depth, peer_depth)
-        self._level, self._leaves_listed, self._found_rows, self.complete_to = 0, 0, 0, TOKEN_MAX
-        self._found = []
-        root = np.zeros(1, np.uint32)
-        self._descend([tree.differing_children(0, root, child_hashes.reshape(1, -1))])
+    # --- what has happened ---
 
-    def nodes(self, request: AskNodes, child_hashes: NDArray[np.uint64]) -> None:
-        """The answer to AskNodes, shape (n, 16)."""
-        self._expect(Phase.COMPARING)
-        self._differing.append(self._local_tree.differing_children(request.level, request.indices, child_hashes))
-        if not self._requests:
-            self._descend(self._differing)
+    def compared(self, endpoint: str, *, equal: bool) -> None:
+        """The roots were compared."""
+        pair = self.pairs[endpoint]
+        pair.equal, pair.difference = equal, None
 
-    def digests(self, local: RowDigests, remote: RowDigests, last_token: int) -> bool:
-        """A part of the answer to AskDigests: all rows of both sides up to ``last_token`` that were not yet given.
+    def located(self, endpoint: str, difference: Difference, *, consistent: bool, with_digests: bool = False) -> None:
+        """The differing rows of a pair.
 
-        Returns whether more may follow; False: enough differs for one pass, drop the rest of the answer.
+        Args:
+            endpoint: The peer.
+            difference: All of them.
+            consistent: The own snapshot still had the root that was compared.
+            with_digests: Content that differs at equal versions is in the difference.
         """
-        self._expect(Phase.COMPARING)
-        part = difference(local, remote)
-        self._leaves_listed += len(local) + len(remote)
-        if len(part):
-            self._found.append(part)
-            self._found_rows += len(part)
-        if self._found_rows >= self.difference_rows_max:
-            self.complete_to = last_token
-            self._requests.clear()
+        pair = self.pairs[endpoint]
+        pair.difference, pair.consistent, pair.with_digests = difference, consistent, with_digests
+
+    def oversized(self, endpoint: str, rows: int) -> None:
+        """About so many rows differ with a peer; too many to go on with locating them in one unit."""
+        self.pairs[endpoint].difference = _NOTHING
+        self._oversize_rows = max(self._oversize_rows, rows)
+
+    def failed(self, endpoint: str, reason: str) -> None:
+        """The peer is out."""
+        self.pairs[endpoint].failure = reason
+
+    def moved(self, transfer: Transfer, tokens: NDArray[np.uint64]) -> None:
+        """Rows have travelled: all there are at ``tokens`` of the transfer, ascending.
+
+        If the receiver is seen to lack them as before, index or disk lie. What the coordinator gets changes every pair.
+        """
+        self._moved_tokens = np.union1d(self._moved_tokens, tokens)
+        for endpoint in self._located if not transfer.target else self._located[transfer.target - 1 : transfer.target]:
+            pair = self.pairs[endpoint]
+            arrived = _at(_NOTHING if pair.difference is None else pair.difference, tokens)
+            pair.delivered = arrived if pair.delivered is None else _joined(pair.delivered, arrived)
+
+    def move_ended(self, touched: Sequence[str]) -> None:
+        """All transfers have ended, well or not. ``touched``: peers that were sent anything, or sent it."""
+        self._plan = None
+        for endpoint, pair in self.pairs.items():
+            if endpoint in touched or pair.equal is not True:
+                pair.equal = None
+            pair.difference = None
+
+    def own_rows_changed(self) -> None:
+        """The coordinator has got rows: nobody is known to be equal to it any more."""
+        for pair in self.pairs.values():
+            pair.equal = None
+
+    def restart(self) -> None:
+        """After a rebuild: everything is compared again, what was delivered is no longer evidence."""
+        for pair in self.pairs.values():
+            pair.equal, pair.difference, pair.delivered = None, None, None
+
+    @property
+    def rows_max(self) -> int | None:
+        """Differing rows beyond which the unit is cut; None: it cannot be."""
+        return self.limits.rows_max if cut(self.token_range, 2) else None
+
+    def _parts(self, rows: int) -> tuple[TokenRange, ...]:
+        # Half full parts: rows are not spread evenly.
+        return cut(self.token_range, -(-2 * rows // self.limits.rows_max))
+
+    # --- what to do ---
+
+    def next(self, now: float) -> Step:
+        """The next step. ``now``: seconds since the epoch."""
+        live = self.live
+        if not live:
+            return End(Verdict.FAILED)
+        if unknown := tuple(endpoint for endpoint in live if self.pairs[endpoint].equal is None):
+            return Compare(unknown)
+        unequal = [endpoint for endpoint in live if not self.pairs[endpoint].equal]
+        if not unequal:
+            self._settle(np.empty(0, np.uint64))
+            return End(Verdict.VERIFIED)
+        if unlocated := tuple(endpoint for endpoint in unequal if self.pairs[endpoint].difference is None):
+            return Locate(unlocated)
+        return self._decide(live, unequal, now)
+
+    def _decide(self, live: list[str], unequal: list[str], now: float) -> Step:
+        """All differences are known."""
+        preview = self.mode is RepairMode.PREVIEW
+        if self.mode is RepairMode.VALIDATE:
+            return End(Verdict.PREVIEWED)
+        if self._oversize_rows:
+            parts = self._parts(self._oversize_rows)
+            if parts:
+                return Split(parts)
+            raise ValueError("a unit that cannot be cut was called oversized")
+        lying = [endpoint for endpoint in unequal if self._lies(self.pairs[endpoint])]
+        if lying:
+            return self._distrust(lying, now)
+        self._located = live
+        plan = plan_repair(
+            [_NOTHING if (found := self.pairs[endpoint].difference) is None else found for endpoint in live],
+            blind=[
+                number
+                for number, endpoint in enumerate(live)
+                if not self.pairs[endpoint].equal and not self.pairs[endpoint].with_digests
+            ],
+            pull=self.mode is RepairMode.PULL,
+            broken=self._unusable(live),
+        )
+        self._settle(plan.tokens)
+        if len(plan) > self.limits.rows_max and (parts := self._parts(len(plan))):
+            return Split(parts)
+        young, seconds = self._young(plan, now)
+        self._waiting = np.union1d(self._waiting, plan.tokens[young])
+        settled = plan.only(~young)
+        waiting = bool(young.any()) or not len(plan)
+        if waiting and self.waits < self.limits.in_flight_waits_max and (settled.is_idle or preview):
+            return self._wait(unequal, seconds)
+        if preview:
+            return End(Verdict.PREVIEWED, settled)
+        if settled.is_idle and self.mode is RepairMode.PULL and not young.any():
+            return End(Verdict.PULLED)
+        if settled.is_idle or self.passes >= self.limits.passes_max:
+            return End(Verdict.UNSETTLED, plan)
+        return self._move(settled)
+
+    def _unusable(self, live: list[str]) -> list[tuple[int, int]]:
+        """Links of the plan's replicas that carry nothing: those that are broken, and from a peer that is equal: it has
+        no snapshot open, and whatever it holds the coordinator holds, too."""
+        numbers = {endpoint: number for number, endpoint in enumerate(live, start=1)}
+        return [
+            (source, target)
+            for first, source in numbers.items()
+            for second, target in numbers.items()
+            if self.pairs[first].equal or (first, second) in self.broken_links
+        ]
+
+    def _move(self, plan: RepairPlan) -> Step:
+        self.passes += 1
+        new = ~np.isin(plan.tokens, self._moved_tokens)
+        self.rows_differing += int(new.sum()) + (len(plan.colliding_tokens) if self.passes == 1 else 0)
+        self.rows_conflicting += plan.conflicts
+        for pair in self.pairs.values():
+            pair.delivered = None
+        self._plan = plan
+        return Move(plan)
+
+    def _wait(self, unequal: list[str], seconds: float) -> Step:
+        self.waits += 1
+        for endpoint in unequal:
+            self.pairs[endpoint].equal = None
+        return Wait(seconds)
+
+    def _young(self, plan: RepairPlan, now: float) -> tuple[NDArray[np.bool_], float]:
+        """Which rows are being written just now, and how long until the last of them is old enough."""
+        limits = self.limits
+        nobody = np.zeros(len(plan.tokens), np.bool_)
+        if limits.version_time is None or not limits.in_flight_seconds or not len(plan.tokens):
+            return nobody, min(limits.in_flight_seconds, 0.05)
+        order = np.argsort(plan.winners.versions, kind="stable")
+        versions = plan.winners.versions[order]
+        first = _first_since(versions, limits.version_time, now - limits.in_flight_seconds)
+        # A version far ahead of this clock is a wrong clock's, and would never become old enough.
+        last = _first_since(versions, limits.version_time, now + CLOCK_AHEAD_SECONDS_MAX)
+        if first == last:
+            return nobody, 0.0
+        nobody[order[first:last]] = True
+        newest = limits.version_time(int(versions[last - 1]))
+        return nobody, min(max(0.0, newest + limits.in_flight_seconds - now), limits.in_flight_seconds)
+
+    def _settle(self, differing: NDArray[np.uint64]) -> None:
+        """Rows that were left to their writes and differ no longer, without having been moved, were in flight."""
+        gone = np.setdiff1d(self._waiting, differing, assume_unique=True)
+        self.rows_in_flight += int((~np.isin(gone, self._moved_tokens)).sum())
+        self._waiting = np.intersect1d(self._waiting, differing, assume_unique=True)
+
+    def left_to_writes(self, tokens: NDArray[np.uint64]) -> None:
+        """Rows of a plan that were not moved, because a write had changed them when their turn came."""
+        self._waiting = np.union1d(self._waiting, tokens)
+
+    @staticmethod
+    def _lies(pair: Pair) -> bool:
+        """Whether a pair's hashes, or its disks, contradict its rows."""
+        if pair.difference is None or not pair.consistent:
             return False
-        return True
+        repeated = pair.delivered is not None and len(pair.delivered.repeated_in(pair.difference)) > 0
+        return repeated or not len(pair.difference)
 
-    @property
-    def found(self) -> Difference:
-        """All differences of this pass, complete up to ``complete_to``; none if the roots were equal.
-
-        Raises:
-            DivergenceError: leaves differ while their rows are equal, or rows that were moved differ as before.
-        """
-        if self.phase is Phase.DONE:
-            return Difference.concatenate([])
-        found = Difference.concatenate(self._found)
-        if self._leaves_differ and not len(found):
-            raise DivergenceError(
-                "hash trees differ but all their rows are equal; restart both nodes to rebuild the trees"
-            )
-        if self._streamed is not None and len(repeated := self._streamed.repeated_in(found)):
-            raise DivergenceError(
-                f"{len(repeated)} rows were moved and differ as before; check the disks of both nodes"
-            )
-        return found
-
-    def stream(self, plan: PairPlan, *, streamed: Difference, cut: bool) -> None:
-        """Move rows by a plan; ``streamed`` is the part of ``found`` that the plan makes equal.
-
-        A session that is DONE goes on if other pairs have brought rows that its peer lacks.
-        ``cut``: more was found, or is to be found, than one pass moves; such a pass is progress and does not count.
-        """
-        self._expect(Phase.COMPARING, Phase.DONE)
-        self.phase, self._tree, self._streamed = Phase.STREAMING, None, streamed
-        self.passes -= int(cut)
-        for tokens, counted in ((plan.fetch_tokens, True), (plan.colliding_tokens, False)):
-            self._requests.extend(AskRows(page, counted) for page in _pages(tokens, TOKENS_PER_REQUEST_MAX))
-
-    def push(self, tokens: NDArray[np.uint64], colliding: NDArray[np.uint64], lost: NDArray[np.uint64]) -> None:
-        """Give rows, after the fetches of all pairs; ``lost`` are tokens whose winner's holder failed meanwhile."""
-        self._expect(Phase.STREAMING)
-        if self._streamed is not None and len(lost):
-            self._streamed = self._streamed.without(lost)
-        for part, counted in ((tokens, True), (colliding, False)):
-            self._requests.extend(GiveRows(page, counted) for page in _pages(part, ROWS_PER_PUSH_MAX))
-
-    def moved(self, rows: int, *, applied: int, counted: bool) -> None:
-        """The answer to AskRows and GiveRows: rows that travelled, and rows that changed their receiver."""
-        self._expect(Phase.STREAMING)
-        self.statistics.rows_moved += rows
-        if not counted:
-            self.statistics.rows_optimal += applied
-
-    def verify(self) -> None:
-        """Compare the roots again; the last time without opening a session."""
-        self._expect(Phase.STREAMING)
-        self.phase = Phase.VERIFYING
-        self._requests.append(AskRoots(open_session=self.passes < self.passes_max))
-
-    def fail(self, reason: str) -> None:
-        """End the session; ``reason`` is for people."""
-        self.phase, self.failure = Phase.FAILED, reason
-        self._requests.clear()
-        self._tree = None
-
-    @property
-    def _local_tree(self) -> HashTree:
-        if self._tree is None:
-            raise RuntimeError("the session compares, but has no tree")
-        return self._tree
-
-    @property
-    def _leaves_differ(self) -> bool:
-        return self._level == self._leaf_level and any(len(one) for one in self._differing)
-
-    def _descend(self, differing: list[NDArray[np.uint32]]) -> None:
-        """Go one level down with the nodes that differ there; at the leaves ask for rows."""
-        self._level += 1
-        indices = np.concatenate(differing)
-        self._differing = []
-        if self._level == self._leaf_level:
-            self._differing = [indices]
-        kind = AskDigests if self._level == self._leaf_level else AskNodes
-        self._requests.extend(kind(self._level, page) for page in _pages(indices, NODES_PER_REQUEST_MAX))
-
-    def _expect(self, *phases: Phase) -> None:
-        if self.phase not in phases:
-            raise RuntimeError(f"the session is {self.phase.value}, not {' or '.join(one.value for one in phases)}")
+    def _distrust(self, lying: list[str], now: float) -> Step:
+        first = self.pairs[lying[0]]
+        reason = (
+            "rows that were moved differ as before"
+            if first.difference is not None and len(first.difference)
+            else "hash trees differ but all their rows are equal"
+        )
+        if not self.rebuilds:
+            self.rebuilds += 1
+            self.restart()
+            return Rebuild(reason)
+        for endpoint in lying:
+            self.failed(endpoint, str(DivergenceError(f"{reason}, also with hashes built anew; check the disks")))
+        # What the others lack can still be moved.
+        return self.next(now)
 
 
-def _pages(column: NDArray[_Unsigned], size: int) -> Iterator[NDArray[_Unsigned]]:
-    for start in range(0, len(column), size):
-        yield column[start : start + size]
+def _first_since(versions: NDArray[np.uint64], version_time: Callable[[int], float], at: float) -> int:
+    """Of ascending versions the first that is not older than ``at``, by bisection: few look-ups of time."""
+    low, high = 0, len(versions)
+    while low < high:
+        middle = (low + high) // 2
+        if version_time(int(versions[middle])) > at:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _at(difference: Difference, tokens: NDArray[np.uint64]) -> Difference:
+    keep = np.isin(difference.tokens, tokens)
+    return Difference(
+        difference.tokens[keep],
+        difference.local.take(keep),
+        difference.remote.take(keep),
+        np.empty(0, np.uint64),
+    )
+
+
+def _joined(one: Difference, other: Difference) -> Difference:
+    both = Difference.concatenate([one, other])
+    _, first = np.unique(both.tokens, return_index=True)
+    return Difference(both.tokens[first], both.local.take(first), both.remote.take(first), np.empty(0, np.uint64))
+
+
+def cut(token_range: TokenRange, parts: int) -> tuple[TokenRange, ...]:
+    """A range in about so many parts, 2 to 256: whole buckets while there are as many, else powers of two of tokens.
+
+    Ends lie on nodes of trees, so that roots of parts cost no reading. Empty: a single token cannot be cut.
+    """
+    wanted = min(max(2, parts), UNIT_PARTS_MAX)
+    bucket_bits = TOKEN_BITS - LEVEL_BITS * BUCKET_LEVEL
+    span = token_range.last - token_range.first + 1
+    bits = max(0, (span // wanted).bit_length() - 1)
+    step_bits = min(bucket_bits, bits)
+    if bits >= bucket_bits:
+        buckets = (token_range.last >> bucket_bits) - (token_range.first >> bucket_bits) + 1
+        step = -(-buckets // wanted) << bucket_bits
+    else:
+        step = 1 << step_bits
+    first, found = token_range.first, []
+    while first <= token_range.last:
+        last = min((first // step + 1) * step - 1, token_range.last)
+        found.append(TokenRange(first, last))
+        first = last + 1
+    return tuple(found) if len(found) > 1 else ()

@@ -24,7 +24,7 @@ from antientropy.limits import SYMBOLS_PER_REQUEST_MAX, SYMBOLS_PER_SKETCH_MAX
 #: Symbols that ride on the answer which says that roots differ: they decode one or two differing items.
 FIRST_SYMBOLS: Final = 4
 #: Bytes of a listed row (token and version, packed), for the choice between a sketch and a list.
-ROW_LISTED_BYTES: Final = 13
+ROW_LISTED_BYTES: Final = 14
 #: Items of a node that the kept symbols decode with room for an estimate that was too low.
 _ITEMS_PER_NODE: Final = 72
 #: The first batch of many nodes is small: it tells which are empty, and how many items the others have.
@@ -42,8 +42,11 @@ _SHARE_LEAST: Final = 0.4
 _CAUTIONS: Final = (0.5, 0.2, 0.0, -0.3)
 #: By which share sketches grow that should have been decoded: at the first time, the second, ...
 _GROWTHS: Final = np.array([0.125, 0.125, 0.125, 0.25, 0.25, 0.5])
+#: Open nodes are the last few when there are so many times as many nodes.
+_FEW_LEFT: Final = 8
+_GROWTH_LAST: Final = 0.25
 #: A range is cut early, as long as little of its symbols would be lost, or when the kept symbols come to their end.
-_KEPT_SHARE_EARLY: Final = 0.65
+_KEPT_SHARE_EARLY: Final = 0.75
 _KEPT_SHARE_LATE: Final = 0.95
 
 
@@ -203,6 +206,9 @@ class SketchSearch:
         beyond = needed > have * 1.125
         self._stalled[active] = np.where(beyond, 0, self._stalled[active] + 1)
         share = _GROWTHS[np.minimum(self._stalled[active], len(_GROWTHS) - 1)]
+        if _FEW_LEFT * len(active) <= len(self._open):
+            # The last few of many cost little: no further round trips for them.
+            share = np.maximum(share, _GROWTH_LAST)
         onward = have + np.maximum(2.0, np.ceil(have * share))
         targets = np.maximum(onward, np.ceil(needed)).astype(np.int64)
         # Symbols that are not kept cost a look at all rows of the bucket: not for a few.
@@ -292,7 +298,12 @@ class SketchSearch:
         samples = decoder.lengths[active]
         careful = np.maximum(1.0 - _deviation(samples), _SHARE_LEAST) * items / width
         targets = np.ceil(symbols_needed(careful))
-        most = np.where(samples < _SAMPLES, max(_PROBE_SYMBOLS, _PROBE_SYMBOLS_TOTAL // len(children)), SYMBOLS_KEPT)
+        probe = max(_PROBE_SYMBOLS, _PROBE_SYMBOLS_TOTAL // len(children))
+        unsure = (samples < _SAMPLES) | (len(children) >= _NODES_MANY)
+        if 2 * len(active) <= len(decoder.nodes):
+            # Few nodes have it all: so it may be with their children.
+            probe, unsure = _PROBE_SYMBOLS, np.ones(len(samples), np.bool_)
+        most = np.where(unsure, probe, SYMBOLS_KEPT)
         targets = np.clip(targets, 2, np.minimum(most, SYMBOLS_KEPT)).astype(np.int64)
         self._begin(SketchDecoder(bits, children, decoder.epoch))
         self._targets = targets[parents]

@@ -9,7 +9,7 @@ shallower tree rows are listed as (token, version); leaves that differ although 
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from antientropy.core.reconcile import Difference, States, difference
 from antientropy.core.requests import FAN_OUT, HashesAnswer, HashesRequest, RowsAnswer, RowsRequest, at_leaves
 from antientropy.core.rows import RowDigests
 from antientropy.core.sketch import Indices, mix
-from antientropy.core.tokens import LEVEL_BITS, TOKEN_MAX
+from antientropy.core.tokens import LEVEL_BITS, TOKEN_BITS, TOKEN_MAX, TokenRange
 from antientropy.errors import PeerMessageError
 from antientropy.limits import HASH_NODES_PER_REQUEST_MAX, NODES_PER_REQUEST_MAX
 from antientropy.options import Strategy
@@ -52,13 +52,17 @@ def answer_hashes(request: HashesRequest, snapshot: Searched) -> tuple[HashesAns
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Listing:
-    """Rows to be compared: of nodes from a token on. ``suspect``: the nodes are known to differ."""
+    """Rows to be compared: of nodes from a token on. ``suspect``: the nodes are known to differ.
+
+    ``explained``: the node in which ``token`` lies, when a difference was found in its part before that token.
+    """
 
     bits: int
     nodes: Indices
     token: int
     with_digests: bool
     suspect: bool
+    explained: int = -1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,6 +166,7 @@ class TreeSearch:
             self._go_down(level, below, with_digests=descent.with_digests)
 
     def _go_down(self, level: int, nodes: Indices, *, with_digests: bool) -> None:
+        nodes = self._not_beyond(LEVEL_BITS * level, nodes)
         for start in range(0, len(nodes), HASH_NODES_PER_REQUEST_MAX):
             part = nodes[start : start + HASH_NODES_PER_REQUEST_MAX]
             self._descents.append(_Descent(level, part, with_digests))
@@ -192,16 +197,19 @@ class TreeSearch:
         if answer is not None:
             self._compare(listing, answer)
             return
-        for start in range(0, len(listing.nodes), NODES_PER_REQUEST_MAX):
-            part = listing.nodes[start : start + NODES_PER_REQUEST_MAX]
-            self._listings.append(_Listing(listing.bits, part, listing.token, listing.with_digests, listing.suspect))
+        if listing.token > self.complete_to:
+            return
+        nodes = self._not_beyond(listing.bits, listing.nodes)
+        for start in range(0, len(nodes), NODES_PER_REQUEST_MAX):
+            part = nodes[start : start + NODES_PER_REQUEST_MAX]
+            self._listings.append(replace(listing, nodes=part))
 
     def _compare(self, listing: _Listing, answer: RowsAnswer) -> None:
         """Match the peer's rows with the own ones; what the answer does not cover is asked again."""
         if not len(listing.nodes):
             return
         end = last_token(listing.bits, int(listing.nodes[-1]))
-        _check(listing, answer)
+        _check(listing, answer, self._snapshot.token_range)
         found: list[Difference] = []
         token, last = listing.token, min(answer.last, end)
         remote = answer.rows
@@ -213,31 +221,40 @@ class TreeSearch:
             remote = remote.take(slice(cut, None))
             self.found_by[Strategy.DESCENT if listing.suspect else Strategy.ROWS] += len(found[-1])
             token = upto + 1
-            if self._found_enough:
-                self.complete_to = min(self.complete_to, upto)
-                self._listings.clear()
-                self._descents.clear()
-                break
+            if self.complete_to == TOKEN_MAX and self.found_by.total() > self._rows_max:
+                # Once only: what is pending before this token is finished, so that every pass makes progress.
+                self._leave_beyond(upto)
+                last = upto
         part = Difference.concatenate(found)
         self.found.append(part)
-        if self._found_enough:
-            return
-        if listing.suspect:
-            self._explain(listing, part, last)
-        left = listing.nodes[listing.nodes >= last_node(listing.bits, last)]
-        if last < end:
-            self._list(_Listing(listing.bits, left, last + 1, listing.with_digests, listing.suspect))
-
-    @property
-    def _found_enough(self) -> bool:
-        return self.found_by.total() > self._rows_max
-
-    def _explain(self, listing: _Listing, part: Difference, last: int) -> None:
-        """Nodes known to differ in which nothing was found: look at digests; if those were seen, the trees lie."""
-        first = last_node(listing.bits, listing.token - 1) if listing.token else 0
-        whole = listing.nodes[(listing.nodes >= first) & (listing.nodes < last_node(listing.bits, last))]
         named = nodes_above(np.concatenate((part.tokens, part.colliding)), listing.bits)
-        silent = whole[~np.isin(whole, named)]
+        if listing.suspect:
+            self._explain(listing, named, last)
+        if last < end:
+            cut_node = last_node(listing.bits, last)
+            explained = cut_node if cut_node == listing.explained or bool((named == cut_node).any()) else -1
+            left = listing.nodes[listing.nodes >= cut_node]
+            self._list(replace(listing, nodes=left, token=last + 1, explained=explained))
+
+    def _leave_beyond(self, token: int) -> None:
+        """Enough was found: what lies beyond a token is left to the next pass, what lies before it is not."""
+        self.complete_to = min(self.complete_to, token)
+        listings, descents = list(self._listings), list(self._descents)
+        self._listings.clear()
+        self._descents.clear()
+        for listing in listings:
+            self._list(listing)
+        for descent in descents:
+            self._go_down(descent.level, descent.nodes, with_digests=descent.with_digests)
+
+    def _not_beyond(self, bits: int, nodes: Indices) -> Indices:
+        """The nodes (ascending) that begin within what is searched."""
+        return nodes[: int(np.searchsorted(nodes, self.complete_to >> (TOKEN_BITS - bits), "right"))]
+
+    def _explain(self, listing: _Listing, named: Indices, last: int) -> None:
+        """Nodes known to differ in which nothing was found: look at digests; if those were seen, the trees lie."""
+        whole = listing.nodes[listing.nodes < last_node(listing.bits, last)]
+        silent = whole[~np.isin(whole, named) & (whole != listing.explained)]
         if not len(silent):
             return
         if listing.with_digests:
@@ -248,10 +265,10 @@ class TreeSearch:
 
 def last_node(bits: int, last: int) -> int:
     """The first node that is not wholly covered when tokens are known up to ``last``."""
-    return (last + 1) >> (64 - bits)
+    return (last + 1) >> (TOKEN_BITS - bits)
 
 
-def _check(listing: _Listing, answer: RowsAnswer) -> None:
+def _check(listing: _Listing, answer: RowsAnswer, within: TokenRange) -> None:
     """Whether listed rows are what was asked for."""
     rows = answer.rows
     if answer.last < listing.token:
@@ -262,7 +279,8 @@ def _check(listing: _Listing, answer: RowsAnswer) -> None:
         raise PeerMessageError("listed rows are out of order")
     nodes = nodes_above(rows.tokens, listing.bits)
     where = np.minimum(np.searchsorted(listing.nodes, nodes), len(listing.nodes) - 1)
-    if int(rows.tokens[0]) < listing.token or bool((listing.nodes[where] != nodes).any()):
+    outside = not within.contains(int(rows.tokens[0])) or not within.contains(int(rows.tokens[-1]))
+    if outside or int(rows.tokens[0]) < listing.token or bool((listing.nodes[where] != nodes).any()):
         raise PeerMessageError("listed rows lie outside of the nodes that were asked for")
 
 

@@ -1,8 +1,9 @@
 """Writes of a repair that foreground writes never wait for, in a store that takes one write transaction at a time.
 
-Rows that a repair brings wait in a queue. Each foreground transaction takes a few of them along: a bounded number of
-rows and bytes, and no more time than a small share of what such a transaction takes anyway; its fsync carries both. By
-itself the queue is committed in small slices only
+Rows that a repair brings wait in a queue. Foreground transactions take some of them along, a bounded number of rows and
+bytes, and their fsync carries both: each as many as cost a small share of what it takes anyway (``RIDE_SHARE``), which
+is none at all on a fast disk; and one in ``BULK_RIDE_EVERY`` more, which is too few to be seen among the slowest
+hundredth. By itself the queue is committed in small slices only
 
 - when no foreground write has come for ``QUIET_SECONDS``; one that then comes waits for one slice at most, or
 - for a share of the time so small (``BUSY_SHARE``) that it stays far below one in a hundred foreground writes.
@@ -29,17 +30,25 @@ BUSY_SHARE: Final = 0.004
 SLICE_ROWS_MAX: Final = 256
 SLICE_BYTES_MAX: Final = 256 * 1024
 #: Rows and bytes that one foreground transaction takes along ...
-RIDE_ROWS_MAX: Final = 32
-RIDE_BYTES_MAX: Final = 32 * 1024
-#: ... and the share of its usual time that they may take. Pages that they touch are written too: as much again.
-RIDE_SHARE: Final = 0.03
-#: How fast the usual time of a foreground transaction follows the last one.
+RIDE_ROWS_MAX: Final = 64
+RIDE_BYTES_MAX: Final = 64 * 1024
+#: ... the share of its usual time that they may take ...
+RIDE_SHARE: Final = 0.1
+#: ... and how often it takes that many whatever they take.
+BULK_RIDE_EVERY: Final = 160
+#: For fewer it is not worth it: the first one costs as much as several.
+_RIDE_ROWS_MIN: Final = 4
+#: What a row costs until it is known, and what it costs with the pages that have to be written for it, as a multiple.
+_ROW_SECONDS: Final = 20e-6
+_ROW_COST_WITH_PAGES: Final = 3.0
+#: How fast usual times follow the last one, which counts for at most double the usual: disks stumble now and then.
 _SMOOTHING: Final = 0.1
+_OUTLIER: Final = 2.0
 #: A wait for a turn looks again after at most so long, also when nothing woke it.
 _WAIT_SECONDS_MAX: Final = 0.1
 #: Rows that are made ready between two breaks, and a break: a thread that never lets go of the interpreter's lock makes
 #: every other one wait for its switch interval (5 ms).
-_ROWS_BETWEEN_BREAKS: Final = 32
+_ROWS_BETWEEN_BREAKS: Final = 8
 _BREAK_SECONDS: Final = 0.000_2
 
 Item = TypeVar("Item")
@@ -78,6 +87,9 @@ class BackgroundWrites(Generic[Item]):
         self._foreground_waiting = 0
         self._foreground_at = -QUIET_SECONDS
         self._foreground_seconds = 0.0
+        self._row_seconds = _ROW_SECONDS
+        self._since_bulk = 0
+        self._turn_started = 0.0
         self._turn_at = 0.0
         self._closed = False
 
@@ -99,16 +111,15 @@ class BackgroundWrites(Generic[Item]):
         finally:
             ended = time.monotonic()
             self._foreground_at = ended
-            self._foreground_seconds += _SMOOTHING * (ended - started - self._foreground_seconds)
+            self._foreground_seconds = _smoothed(self._foreground_seconds, ended - started)
             self._write_lock.release()
 
     def riders(self) -> Iterator[tuple[Job[Item], Item]]:
         """Rows that the foreground transaction under way should take along; :meth:`settle` or :meth:`refuse` them."""
         if not self._jobs:
             return
-        deadline = time.monotonic() + RIDE_SHARE * self._foreground_seconds
         size = 0
-        for _ in range(RIDE_ROWS_MAX):
+        for _ in range(self._seats()):
             with self._guard:
                 job = next((one for one in self._jobs if one.rides and one.waiting), None)
                 if job is None:
@@ -118,9 +129,18 @@ class BackgroundWrites(Generic[Item]):
                     return
                 job.under_way += 1
                 item = job.waiting.popleft()
+            started = time.monotonic()
             yield job, item
-            if time.monotonic() >= deadline:
-                return
+            self._row_seconds = _smoothed(self._row_seconds, time.monotonic() - started)
+
+    def _seats(self) -> int:
+        """How many rows the next foreground transaction takes along."""
+        self._since_bulk += 1
+        if self._since_bulk >= BULK_RIDE_EVERY:
+            self._since_bulk = 0
+            return RIDE_ROWS_MAX
+        affordable = int(RIDE_SHARE * self._foreground_seconds / (_ROW_COST_WITH_PAGES * self._row_seconds))
+        return min(RIDE_ROWS_MAX, affordable) if affordable >= _RIDE_ROWS_MIN else 0
 
     def settle(self, riders: Sequence[tuple[Job[Item], int]]) -> None:
         """Rows that were taken along are durable; with each, how many rows it changed (0 or 1)."""
@@ -245,3 +265,7 @@ class BackgroundWrites(Generic[Item]):
     def _drop_ended(self) -> None:
         while self._jobs and self._jobs[0].ended.is_set():
             self._jobs.popleft()
+
+
+def _smoothed(usual: float, seconds: float) -> float:
+    return seconds if usual <= 0 else usual + _SMOOTHING * (min(seconds, _OUTLIER * usual) - usual)

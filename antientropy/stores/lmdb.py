@@ -258,8 +258,11 @@ class LmdbRowStore:
             try:
                 self._check_open()
                 with self._writing() as batch:
-                    for place in names[first : first + SLICE_ROWS_MAX]:
-                        moved += batch.quarantine_if_damaged(place)
+                    places = names[first : first + SLICE_ROWS_MAX]
+                    gone = [place for place in places if batch.quarantine_if_damaged(place)]
+                    if gone:
+                        batch.unlist_tombstones({place[: TOKEN.size] for place in gone})
+                moved += len(gone)
             finally:
                 self._background.end_turn()
         return moved

@@ -92,23 +92,27 @@ class WriteBatch:
 
     def remove_tombstone(self, listed: bytes) -> None:
         """Remove a tombstone by its place in their list."""
-        header = HEADER.pack(TOKEN.unpack_from(listed)[0], TOMBSTONE, listed[16:])
+        place = self._place_of_tombstone(listed)
+        if place is None:
+            self.transaction.delete(listed, db=self._databases.tombstones)
+            self.tombstones -= 1
+            return
+        self.transaction.delete(place)
+        self.rows -= 1
+        version, token = TOKEN.unpack_from(listed)[0], TOKEN.unpack_from(listed, TOKEN.size)[0]
+        self._went(place, token, version, TOMBSTONE, listed[2 * TOKEN.size :])
+
+    def _place_of_tombstone(self, listed: bytes) -> bytes | None:
+        """Where the row of a listed tombstone is."""
+        header = HEADER.pack(TOKEN.unpack_from(listed)[0], TOMBSTONE, listed[2 * TOKEN.size :])
         token = listed[TOKEN.size : 2 * TOKEN.size]
         with self.transaction.cursor() as cursor:
             more = cursor.set_range(token)
             while more and bytes(cursor.key()[: TOKEN.size]) == token:
                 if bytes(cursor.value()[: HEADER.size]) == header:
-                    self.remove(bytes(cursor.key()), header)
-                    return
+                    return bytes(cursor.key())
                 more = cursor.next()
-        self.transaction.delete(listed, db=self._databases.tombstones)
-
-    def remove(self, place: bytes, stored: bytes) -> None:
-        """Remove a row; ``stored``: at least its header, if it has one."""
-        self.transaction.delete(place)
-        self.rows -= 1
-        if len(stored) >= HEADER.size:
-            self._went(place, TOKEN.unpack_from(place)[0], *HEADER.unpack_from(stored))
+        return None
 
     def quarantine_if_damaged(self, place: bytes) -> bool:
         """Move a row aside as it is, if it does not match its digest: it no longer counts. Whether it was so."""
@@ -117,8 +121,21 @@ class WriteBatch:
         if stored is None or is_sound(place, stored):
             return False
         self.transaction.put(place, stored, db=self._databases.quarantine)
-        self.remove(place, stored)
+        self.transaction.delete(place)
+        self.rows -= 1
+        if len(stored) >= HEADER.size:
+            version, _, digest = HEADER.unpack_from(stored)
+            self._note(TOKEN.unpack_from(place)[0], version, digest, -1)
         return True
+
+    def unlist_tombstones(self, tokens: set[bytes]) -> None:
+        """Take tombstones off their list whose rows are not there; a damaged row does not tell where it is listed."""
+        with self.transaction.cursor(db=self._databases.tombstones) as cursor:
+            listed = [bytes(place) for place in cursor.iternext(values=False) if bytes(place[8:16]) in tokens]
+        for place in listed:
+            if self._place_of_tombstone(place) is None:
+                self.transaction.delete(place, db=self._databases.tombstones)
+                self.tombstones -= 1
 
     def _went(self, place: bytes, token: int, version: int, flags: int, digest: bytes) -> None:
         if flags & TOMBSTONE:

@@ -19,7 +19,7 @@ from antientropy.errors import AntiEntropyError
 from antientropy.v1 import repair_pb2 as pb
 
 #: The service of ``repair.proto``.
-SERVICE_NAME: Final = "antientropy.v1.ReplicaService"
+SERVICE_NAME: Final = "antientropy.v1.RepairPeerService"
 
 
 class Shape(Enum):

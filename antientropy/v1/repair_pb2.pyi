@@ -63,6 +63,7 @@ class CompareRequest(_message.Message):
     CONFIRMED_SESSION_FIELD_NUMBER: _builtins.int
     PURGE_VERSION_FIELD_NUMBER: _builtins.int
     FORCED_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     """Chosen by the coordinator, greater than that of its earlier sessions. 0 with OPEN_NONE only."""
     turn: _builtins.int
@@ -76,7 +77,9 @@ class CompareRequest(_message.Message):
     """16 bytes: XOR of the epoch digests of all rows of the range, and how many they are. Empty: no rows."""
     row_count: _builtins.int
     floors: _builtins.bytes
-    """Floors of the buckets of the range: tombstones with a lesser version are left out. Empty: all 0."""
+    """Floors of the buckets of the range: tombstones with a lesser version are left out. A packed column, or, where they
+    are all the same, a byte 255 and then as the versions below. Empty: all 0.
+    """
     keyspace: _builtins.str
     """Absent when the session is open, with all that follow: the session knows them."""
     first_token: _builtins.int
@@ -95,6 +98,10 @@ class CompareRequest(_message.Message):
     """Every replica has recorded that it is repaired up to here: older tombstones may be purged."""
     forced: _builtins.bool
     """A replica that was away for too long takes part all the same; no tombstone is left out, whatever the floors."""
+    replicas: _builtins.int
+    """Set with `repaired_version`: 21 bits of xxh3_64 over the endpoints of all replicas of the range, in order, with
+    commas between. A session counts for a set of replicas that both sides agree on.
+    """
     def __init__(
         self,
         *,
@@ -113,10 +120,11 @@ class CompareRequest(_message.Message):
         confirmed_session: _builtins.int = ...,
         purge_version: _builtins.bytes = ...,
         forced: _builtins.bool = ...,
+        replicas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_session", b"confirmed_session", "first_token", b"first_token", "floors", b"floors", "forced", b"forced", "hashes", b"hashes", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_session", b"confirmed_session", "first_token", b"first_token", "floors", b"floors", "forced", b"forced", "hashes", b"hashes", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "replicas", b"replicas", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -516,322 +524,3 @@ class CloseResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CloseResponse: _TypeAlias = CloseResponse  # noqa: Y015
-
-@_typing.final
-class CompareRootsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    KEYSPACE_FIELD_NUMBER: _builtins.int
-    FIRST_TOKEN_FIELD_NUMBER: _builtins.int
-    LAST_TOKEN_FIELD_NUMBER: _builtins.int
-    ROOT_DIGEST_FIELD_NUMBER: _builtins.int
-    ROW_COUNT_FIELD_NUMBER: _builtins.int
-    HASH_VERSION_FIELD_NUMBER: _builtins.int
-    OPEN_SESSION_FIELD_NUMBER: _builtins.int
-    keyspace: _builtins.str
-    first_token: _builtins.int
-    """Both inclusive."""
-    last_token: _builtins.int
-    root_digest: _builtins.bytes
-    """16 bytes: XOR of the digests of all rows of the range, and how many they are."""
-    row_count: _builtins.int
-    hash_version: _builtins.int
-    """Which hash of rows and nodes is spoken; unequal versions cannot be compared."""
-    open_session: _builtins.bool
-    """False: only compare."""
-    def __init__(
-        self,
-        *,
-        keyspace: _builtins.str = ...,
-        first_token: _builtins.int = ...,
-        last_token: _builtins.int = ...,
-        root_digest: _builtins.bytes = ...,
-        row_count: _builtins.int = ...,
-        hash_version: _builtins.int = ...,
-        open_session: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_token", b"first_token", "hash_version", b"hash_version", "keyspace", b"keyspace", "last_token", b"last_token", "open_session", b"open_session", "root_digest", b"root_digest", "row_count", b"row_count"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CompareRootsRequest: _TypeAlias = CompareRootsRequest  # noqa: Y015
-
-@_typing.final
-class CompareRootsResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    EQUAL_FIELD_NUMBER: _builtins.int
-    ROOT_DIGEST_FIELD_NUMBER: _builtins.int
-    ROW_COUNT_FIELD_NUMBER: _builtins.int
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    TREE_DEPTH_FIELD_NUMBER: _builtins.int
-    CHILD_HASHES_FIELD_NUMBER: _builtins.int
-    equal: _builtins.bool
-    root_digest: _builtins.bytes
-    row_count: _builtins.int
-    session_id: _builtins.bytes
-    """16 bytes; set when a session was opened, together with the two below."""
-    tree_depth: _builtins.int
-    child_hashes: _builtins.bytes
-    """16 * 8 bytes: hashes of the children of the root."""
-    def __init__(
-        self,
-        *,
-        equal: _builtins.bool = ...,
-        root_digest: _builtins.bytes = ...,
-        row_count: _builtins.int = ...,
-        session_id: _builtins.bytes = ...,
-        tree_depth: _builtins.int = ...,
-        child_hashes: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_hashes", b"child_hashes", "equal", b"equal", "root_digest", b"root_digest", "row_count", b"row_count", "session_id", b"session_id", "tree_depth", b"tree_depth"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CompareRootsResponse: _TypeAlias = CompareRootsResponse  # noqa: Y015
-
-@_typing.final
-class CompareNodesRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    LEVEL_FIELD_NUMBER: _builtins.int
-    INDICES_FIELD_NUMBER: _builtins.int
-    session_id: _builtins.bytes
-    level: _builtins.int
-    indices: _builtins.bytes
-    """4 bytes each, strictly ascending."""
-    def __init__(
-        self,
-        *,
-        session_id: _builtins.bytes = ...,
-        level: _builtins.int = ...,
-        indices: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["indices", b"indices", "level", b"level", "session_id", b"session_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CompareNodesRequest: _TypeAlias = CompareNodesRequest  # noqa: Y015
-
-@_typing.final
-class CompareNodesResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CHILD_HASHES_FIELD_NUMBER: _builtins.int
-    child_hashes: _builtins.bytes
-    """16 * 8 bytes for each index of the request."""
-    def __init__(
-        self,
-        *,
-        child_hashes: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["child_hashes", b"child_hashes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CompareNodesResponse: _TypeAlias = CompareNodesResponse  # noqa: Y015
-
-@_typing.final
-class ListRowDigestsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    LEVEL_FIELD_NUMBER: _builtins.int
-    INDICES_FIELD_NUMBER: _builtins.int
-    session_id: _builtins.bytes
-    level: _builtins.int
-    indices: _builtins.bytes
-    """4 bytes each, strictly ascending."""
-    def __init__(
-        self,
-        *,
-        session_id: _builtins.bytes = ...,
-        level: _builtins.int = ...,
-        indices: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["indices", b"indices", "level", b"level", "session_id", b"session_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListRowDigestsRequest: _TypeAlias = ListRowDigestsRequest  # noqa: Y015
-
-@_typing.final
-class RowDigestsChunk(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TOKENS_FIELD_NUMBER: _builtins.int
-    VERSIONS_FIELD_NUMBER: _builtins.int
-    DIGESTS_FIELD_NUMBER: _builtins.int
-    tokens: _builtins.bytes
-    """8, 8 and 16 bytes for each row; ascending tokens."""
-    versions: _builtins.bytes
-    digests: _builtins.bytes
-    def __init__(
-        self,
-        *,
-        tokens: _builtins.bytes = ...,
-        versions: _builtins.bytes = ...,
-        digests: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "tokens", b"tokens", "versions", b"versions"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RowDigestsChunk: _TypeAlias = RowDigestsChunk  # noqa: Y015
-
-@_typing.final
-class FetchRowsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    TOKENS_FIELD_NUMBER: _builtins.int
-    session_id: _builtins.bytes
-    tokens: _builtins.bytes
-    """8 bytes each, strictly ascending."""
-    def __init__(
-        self,
-        *,
-        session_id: _builtins.bytes = ...,
-        tokens: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id", "tokens", b"tokens"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___FetchRowsRequest: _TypeAlias = FetchRowsRequest  # noqa: Y015
-
-@_typing.final
-class RowsChunk(_message.Message):
-    """Less than 1 MiB. Columns of n rows; keys and values are concatenated, their lengths stand beside them."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    KEY_LENGTHS_FIELD_NUMBER: _builtins.int
-    KEYS_FIELD_NUMBER: _builtins.int
-    VERSIONS_FIELD_NUMBER: _builtins.int
-    DIGESTS_FIELD_NUMBER: _builtins.int
-    VALUE_LENGTHS_FIELD_NUMBER: _builtins.int
-    VALUES_FIELD_NUMBER: _builtins.int
-    key_lengths: _builtins.bytes
-    """2 bytes each."""
-    keys: _builtins.bytes
-    versions: _builtins.bytes
-    """8 bytes each."""
-    digests: _builtins.bytes
-    """16 bytes each: the receiver computes them again and refuses the chunk if one differs."""
-    value_lengths: _builtins.bytes
-    """4 bytes each."""
-    values: _builtins.bytes
-    def __init__(
-        self,
-        *,
-        key_lengths: _builtins.bytes = ...,
-        keys: _builtins.bytes = ...,
-        versions: _builtins.bytes = ...,
-        digests: _builtins.bytes = ...,
-        value_lengths: _builtins.bytes = ...,
-        values: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "key_lengths", b"key_lengths", "keys", b"keys", "value_lengths", b"value_lengths", "values", b"values", "versions", b"versions"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RowsChunk: _TypeAlias = RowsChunk  # noqa: Y015
-
-@_typing.final
-class PushRowsRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    KEYSPACE_FIELD_NUMBER: _builtins.int
-    ROWS_FIELD_NUMBER: _builtins.int
-    keyspace: _builtins.str
-    """Set in the first message of the stream."""
-    @_builtins.property
-    def rows(self) -> Global___RowsChunk: ...
-    def __init__(
-        self,
-        *,
-        keyspace: _builtins.str = ...,
-        rows: Global___RowsChunk | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keyspace", b"keyspace", "rows", b"rows"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PushRowsRequest: _TypeAlias = PushRowsRequest  # noqa: Y015
-
-@_typing.final
-class PushRowsResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ROWS_RECEIVED_FIELD_NUMBER: _builtins.int
-    ROWS_APPLIED_FIELD_NUMBER: _builtins.int
-    rows_received: _builtins.int
-    rows_applied: _builtins.int
-    """Those that won over what was stored."""
-    def __init__(
-        self,
-        *,
-        rows_received: _builtins.int = ...,
-        rows_applied: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows_applied", b"rows_applied", "rows_received", b"rows_received"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PushRowsResponse: _TypeAlias = PushRowsResponse  # noqa: Y015
-
-@_typing.final
-class CloseSessionRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    session_id: _builtins.bytes
-    def __init__(
-        self,
-        *,
-        session_id: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CloseSessionRequest: _TypeAlias = CloseSessionRequest  # noqa: Y015
-
-@_typing.final
-class CloseSessionResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CloseSessionResponse: _TypeAlias = CloseSessionResponse  # noqa: Y015

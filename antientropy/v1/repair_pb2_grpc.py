@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class ReplicaServiceStub(object):
+class RepairPeerServiceStub(object):
     """Missing associated documentation comment in .proto file."""
 
     def __init__(self, channel):
@@ -35,43 +35,43 @@ class ReplicaServiceStub(object):
             channel: A grpc.Channel.
         """
         self.Compare = channel.unary_unary(
-                '/antientropy.v1.ReplicaService/Compare',
+                '/antientropy.v1.RepairPeerService/Compare',
                 request_serializer=antientropy_dot_v1_dot_repair__pb2.CompareRequest.SerializeToString,
                 response_deserializer=antientropy_dot_v1_dot_repair__pb2.CompareResponse.FromString,
                 _registered_method=True)
         self.Locate = channel.unary_unary(
-                '/antientropy.v1.ReplicaService/Locate',
+                '/antientropy.v1.RepairPeerService/Locate',
                 request_serializer=antientropy_dot_v1_dot_repair__pb2.LocateRequest.SerializeToString,
                 response_deserializer=antientropy_dot_v1_dot_repair__pb2.LocateResponse.FromString,
                 _registered_method=True)
         self.Fetch = channel.unary_stream(
-                '/antientropy.v1.ReplicaService/Fetch',
+                '/antientropy.v1.RepairPeerService/Fetch',
                 request_serializer=antientropy_dot_v1_dot_repair__pb2.FetchRequest.SerializeToString,
                 response_deserializer=antientropy_dot_v1_dot_repair__pb2.RowColumns.FromString,
                 _registered_method=True)
         self.Push = channel.stream_unary(
-                '/antientropy.v1.ReplicaService/Push',
+                '/antientropy.v1.RepairPeerService/Push',
                 request_serializer=antientropy_dot_v1_dot_repair__pb2.PushRequest.SerializeToString,
                 response_deserializer=antientropy_dot_v1_dot_repair__pb2.PushResponse.FromString,
                 _registered_method=True)
         self.Send = channel.unary_unary(
-                '/antientropy.v1.ReplicaService/Send',
+                '/antientropy.v1.RepairPeerService/Send',
                 request_serializer=antientropy_dot_v1_dot_repair__pb2.SendRequest.SerializeToString,
                 response_deserializer=antientropy_dot_v1_dot_repair__pb2.SendResponse.FromString,
                 _registered_method=True)
         self.Heartbeat = channel.unary_unary(
-                '/antientropy.v1.ReplicaService/Heartbeat',
+                '/antientropy.v1.RepairPeerService/Heartbeat',
                 request_serializer=antientropy_dot_v1_dot_repair__pb2.HeartbeatRequest.SerializeToString,
                 response_deserializer=antientropy_dot_v1_dot_repair__pb2.HeartbeatResponse.FromString,
                 _registered_method=True)
         self.Close = channel.unary_unary(
-                '/antientropy.v1.ReplicaService/Close',
+                '/antientropy.v1.RepairPeerService/Close',
                 request_serializer=antientropy_dot_v1_dot_repair__pb2.CloseRequest.SerializeToString,
                 response_deserializer=antientropy_dot_v1_dot_repair__pb2.CloseResponse.FromString,
                 _registered_method=True)
 
 
-class ReplicaServiceServicer(object):
+class RepairPeerServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Compare(self, request, context):
@@ -125,7 +125,7 @@ class ReplicaServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
 
-def add_ReplicaServiceServicer_to_server(servicer, server):
+def add_RepairPeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Compare': grpc.unary_unary_rpc_method_handler(
                     servicer.Compare,
@@ -164,13 +164,13 @@ def add_ReplicaServiceServicer_to_server(servicer, server):
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'antientropy.v1.ReplicaService', rpc_method_handlers)
+            'antientropy.v1.RepairPeerService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('antientropy.v1.ReplicaService', rpc_method_handlers)
+    server.add_registered_method_handlers('antientropy.v1.RepairPeerService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class ReplicaService(object):
+class RepairPeerService(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
@@ -187,7 +187,7 @@ class ReplicaService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/antientropy.v1.ReplicaService/Compare',
+            '/antientropy.v1.RepairPeerService/Compare',
             antientropy_dot_v1_dot_repair__pb2.CompareRequest.SerializeToString,
             antientropy_dot_v1_dot_repair__pb2.CompareResponse.FromString,
             options,
@@ -214,7 +214,7 @@ class ReplicaService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/antientropy.v1.ReplicaService/Locate',
+            '/antientropy.v1.RepairPeerService/Locate',
             antientropy_dot_v1_dot_repair__pb2.LocateRequest.SerializeToString,
             antientropy_dot_v1_dot_repair__pb2.LocateResponse.FromString,
             options,
@@ -241,7 +241,7 @@ class ReplicaService(object):
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/antientropy.v1.ReplicaService/Fetch',
+            '/antientropy.v1.RepairPeerService/Fetch',
             antientropy_dot_v1_dot_repair__pb2.FetchRequest.SerializeToString,
             antientropy_dot_v1_dot_repair__pb2.RowColumns.FromString,
             options,
@@ -268,7 +268,7 @@ class ReplicaService(object):
         return grpc.experimental.stream_unary(
             request_iterator,
             target,
-            '/antientropy.v1.ReplicaService/Push',
+            '/antientropy.v1.RepairPeerService/Push',
             antientropy_dot_v1_dot_repair__pb2.PushRequest.SerializeToString,
             antientropy_dot_v1_dot_repair__pb2.PushResponse.FromString,
             options,
@@ -295,7 +295,7 @@ class ReplicaService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/antientropy.v1.ReplicaService/Send',
+            '/antientropy.v1.RepairPeerService/Send',
             antientropy_dot_v1_dot_repair__pb2.SendRequest.SerializeToString,
             antientropy_dot_v1_dot_repair__pb2.SendResponse.FromString,
             options,
@@ -322,7 +322,7 @@ class ReplicaService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/antientropy.v1.ReplicaService/Heartbeat',
+            '/antientropy.v1.RepairPeerService/Heartbeat',
             antientropy_dot_v1_dot_repair__pb2.HeartbeatRequest.SerializeToString,
             antientropy_dot_v1_dot_repair__pb2.HeartbeatResponse.FromString,
             options,
@@ -349,308 +349,9 @@ class ReplicaService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/antientropy.v1.ReplicaService/Close',
+            '/antientropy.v1.RepairPeerService/Close',
             antientropy_dot_v1_dot_repair__pb2.CloseRequest.SerializeToString,
             antientropy_dot_v1_dot_repair__pb2.CloseResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-
-class RepairPeerServiceStub(object):
-    """What follows is the form of before; it goes when nobody asks for it any more.
-
-    """
-
-    def __init__(self, channel):
-        """Constructor.
-
-        Args:
-            channel: A grpc.Channel.
-        """
-        self.CompareRoots = channel.unary_unary(
-                '/antientropy.v1.RepairPeerService/CompareRoots',
-                request_serializer=antientropy_dot_v1_dot_repair__pb2.CompareRootsRequest.SerializeToString,
-                response_deserializer=antientropy_dot_v1_dot_repair__pb2.CompareRootsResponse.FromString,
-                _registered_method=True)
-        self.CompareNodes = channel.unary_unary(
-                '/antientropy.v1.RepairPeerService/CompareNodes',
-                request_serializer=antientropy_dot_v1_dot_repair__pb2.CompareNodesRequest.SerializeToString,
-                response_deserializer=antientropy_dot_v1_dot_repair__pb2.CompareNodesResponse.FromString,
-                _registered_method=True)
-        self.ListRowDigests = channel.unary_stream(
-                '/antientropy.v1.RepairPeerService/ListRowDigests',
-                request_serializer=antientropy_dot_v1_dot_repair__pb2.ListRowDigestsRequest.SerializeToString,
-                response_deserializer=antientropy_dot_v1_dot_repair__pb2.RowDigestsChunk.FromString,
-                _registered_method=True)
-        self.FetchRows = channel.unary_stream(
-                '/antientropy.v1.RepairPeerService/FetchRows',
-                request_serializer=antientropy_dot_v1_dot_repair__pb2.FetchRowsRequest.SerializeToString,
-                response_deserializer=antientropy_dot_v1_dot_repair__pb2.RowsChunk.FromString,
-                _registered_method=True)
-        self.PushRows = channel.stream_unary(
-                '/antientropy.v1.RepairPeerService/PushRows',
-                request_serializer=antientropy_dot_v1_dot_repair__pb2.PushRowsRequest.SerializeToString,
-                response_deserializer=antientropy_dot_v1_dot_repair__pb2.PushRowsResponse.FromString,
-                _registered_method=True)
-        self.CloseSession = channel.unary_unary(
-                '/antientropy.v1.RepairPeerService/CloseSession',
-                request_serializer=antientropy_dot_v1_dot_repair__pb2.CloseSessionRequest.SerializeToString,
-                response_deserializer=antientropy_dot_v1_dot_repair__pb2.CloseSessionResponse.FromString,
-                _registered_method=True)
-
-
-class RepairPeerServiceServicer(object):
-    """What follows is the form of before; it goes when nobody asks for it any more.
-
-    """
-
-    def CompareRoots(self, request, context):
-        """Are two replicas of a range equal? If not, and if asked to, opens a session on a snapshot of the answering one.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def CompareNodes(self, request, context):
-        """Hashes of the children of some nodes.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ListRowDigests(self, request, context):
-        """Digests of all rows below some nodes, in the order of tokens.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def FetchRows(self, request, context):
-        """The rows at some tokens, in the order of tokens.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def PushRows(self, request_iterator, context):
-        """Rows for the answering replica; a chunk is checked whole, then applied where its rows win.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def CloseSession(self, request, context):
-        """Gives the snapshot back. An unknown session is no error.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-
-def add_RepairPeerServiceServicer_to_server(servicer, server):
-    rpc_method_handlers = {
-            'CompareRoots': grpc.unary_unary_rpc_method_handler(
-                    servicer.CompareRoots,
-                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.CompareRootsRequest.FromString,
-                    response_serializer=antientropy_dot_v1_dot_repair__pb2.CompareRootsResponse.SerializeToString,
-            ),
-            'CompareNodes': grpc.unary_unary_rpc_method_handler(
-                    servicer.CompareNodes,
-                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.CompareNodesRequest.FromString,
-                    response_serializer=antientropy_dot_v1_dot_repair__pb2.CompareNodesResponse.SerializeToString,
-            ),
-            'ListRowDigests': grpc.unary_stream_rpc_method_handler(
-                    servicer.ListRowDigests,
-                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.ListRowDigestsRequest.FromString,
-                    response_serializer=antientropy_dot_v1_dot_repair__pb2.RowDigestsChunk.SerializeToString,
-            ),
-            'FetchRows': grpc.unary_stream_rpc_method_handler(
-                    servicer.FetchRows,
-                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.FetchRowsRequest.FromString,
-                    response_serializer=antientropy_dot_v1_dot_repair__pb2.RowsChunk.SerializeToString,
-            ),
-            'PushRows': grpc.stream_unary_rpc_method_handler(
-                    servicer.PushRows,
-                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.PushRowsRequest.FromString,
-                    response_serializer=antientropy_dot_v1_dot_repair__pb2.PushRowsResponse.SerializeToString,
-            ),
-            'CloseSession': grpc.unary_unary_rpc_method_handler(
-                    servicer.CloseSession,
-                    request_deserializer=antientropy_dot_v1_dot_repair__pb2.CloseSessionRequest.FromString,
-                    response_serializer=antientropy_dot_v1_dot_repair__pb2.CloseSessionResponse.SerializeToString,
-            ),
-    }
-    generic_handler = grpc.method_handlers_generic_handler(
-            'antientropy.v1.RepairPeerService', rpc_method_handlers)
-    server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('antientropy.v1.RepairPeerService', rpc_method_handlers)
-
-
- # This class is part of an EXPERIMENTAL API.
-class RepairPeerService(object):
-    """What follows is the form of before; it goes when nobody asks for it any more.
-
-    """
-
-    @staticmethod
-    def CompareRoots(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/antientropy.v1.RepairPeerService/CompareRoots',
-            antientropy_dot_v1_dot_repair__pb2.CompareRootsRequest.SerializeToString,
-            antientropy_dot_v1_dot_repair__pb2.CompareRootsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def CompareNodes(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/antientropy.v1.RepairPeerService/CompareNodes',
-            antientropy_dot_v1_dot_repair__pb2.CompareNodesRequest.SerializeToString,
-            antientropy_dot_v1_dot_repair__pb2.CompareNodesResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListRowDigests(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/antientropy.v1.RepairPeerService/ListRowDigests',
-            antientropy_dot_v1_dot_repair__pb2.ListRowDigestsRequest.SerializeToString,
-            antientropy_dot_v1_dot_repair__pb2.RowDigestsChunk.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def FetchRows(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/antientropy.v1.RepairPeerService/FetchRows',
-            antientropy_dot_v1_dot_repair__pb2.FetchRowsRequest.SerializeToString,
-            antientropy_dot_v1_dot_repair__pb2.RowsChunk.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def PushRows(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_unary(
-            request_iterator,
-            target,
-            '/antientropy.v1.RepairPeerService/PushRows',
-            antientropy_dot_v1_dot_repair__pb2.PushRowsRequest.SerializeToString,
-            antientropy_dot_v1_dot_repair__pb2.PushRowsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def CloseSession(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/antientropy.v1.RepairPeerService/CloseSession',
-            antientropy_dot_v1_dot_repair__pb2.CloseSessionRequest.SerializeToString,
-            antientropy_dot_v1_dot_repair__pb2.CloseSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

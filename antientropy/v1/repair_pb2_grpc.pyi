@@ -34,11 +34,11 @@ class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ig
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
-class ReplicaServiceStub:
+class RepairPeerServiceStub:
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> ReplicaServiceAsyncStub: ...
+    def __new__(cls, channel: _aio.Channel) -> RepairPeerServiceAsyncStub: ...
     Compare: _grpc.UnaryUnaryMultiCallable[_repair_pb2.CompareRequest, _repair_pb2.CompareResponse]
     """Are two replicas of a range equal? Opens a session on a snapshot of the answering one if they are not, renews it
     when it is open, closes it when they are.
@@ -57,7 +57,7 @@ class ReplicaServiceStub:
     """Gives snapshot and lease back. An unknown session is no error."""
 
 @_typing.type_check_only
-class ReplicaServiceAsyncStub(ReplicaServiceStub):
+class RepairPeerServiceAsyncStub(RepairPeerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Compare: _aio.UnaryUnaryMultiCallable[_repair_pb2.CompareRequest, _repair_pb2.CompareResponse]  # type: ignore[assignment]
     """Are two replicas of a range equal? Opens a session on a snapshot of the answering one if they are not, renews it
@@ -76,7 +76,7 @@ class ReplicaServiceAsyncStub(ReplicaServiceStub):
     Close: _aio.UnaryUnaryMultiCallable[_repair_pb2.CloseRequest, _repair_pb2.CloseResponse]  # type: ignore[assignment]
     """Gives snapshot and lease back. An unknown session is no error."""
 
-class ReplicaServiceServicer(metaclass=_abc_1.ABCMeta):
+class RepairPeerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def Compare(
         self,
@@ -134,96 +134,5 @@ class ReplicaServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_repair_pb2.CloseResponse, _abc.Awaitable[_repair_pb2.CloseResponse]]:
         """Gives snapshot and lease back. An unknown session is no error."""
-
-def add_ReplicaServiceServicer_to_server(servicer: ReplicaServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
-
-class RepairPeerServiceStub:
-    """What follows is the form of before; it goes when nobody asks for it any more."""
-
-    @_typing.overload
-    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
-    @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> RepairPeerServiceAsyncStub: ...
-    CompareRoots: _grpc.UnaryUnaryMultiCallable[_repair_pb2.CompareRootsRequest, _repair_pb2.CompareRootsResponse]
-    """Are two replicas of a range equal? If not, and if asked to, opens a session on a snapshot of the answering one."""
-    CompareNodes: _grpc.UnaryUnaryMultiCallable[_repair_pb2.CompareNodesRequest, _repair_pb2.CompareNodesResponse]
-    """Hashes of the children of some nodes."""
-    ListRowDigests: _grpc.UnaryStreamMultiCallable[_repair_pb2.ListRowDigestsRequest, _repair_pb2.RowDigestsChunk]
-    """Digests of all rows below some nodes, in the order of tokens."""
-    FetchRows: _grpc.UnaryStreamMultiCallable[_repair_pb2.FetchRowsRequest, _repair_pb2.RowsChunk]
-    """The rows at some tokens, in the order of tokens."""
-    PushRows: _grpc.StreamUnaryMultiCallable[_repair_pb2.PushRowsRequest, _repair_pb2.PushRowsResponse]
-    """Rows for the answering replica; a chunk is checked whole, then applied where its rows win."""
-    CloseSession: _grpc.UnaryUnaryMultiCallable[_repair_pb2.CloseSessionRequest, _repair_pb2.CloseSessionResponse]
-    """Gives the snapshot back. An unknown session is no error."""
-
-@_typing.type_check_only
-class RepairPeerServiceAsyncStub(RepairPeerServiceStub):
-    """What follows is the form of before; it goes when nobody asks for it any more."""
-
-    def __init__(self, channel: _aio.Channel) -> None: ...
-    CompareRoots: _aio.UnaryUnaryMultiCallable[_repair_pb2.CompareRootsRequest, _repair_pb2.CompareRootsResponse]  # type: ignore[assignment]
-    """Are two replicas of a range equal? If not, and if asked to, opens a session on a snapshot of the answering one."""
-    CompareNodes: _aio.UnaryUnaryMultiCallable[_repair_pb2.CompareNodesRequest, _repair_pb2.CompareNodesResponse]  # type: ignore[assignment]
-    """Hashes of the children of some nodes."""
-    ListRowDigests: _aio.UnaryStreamMultiCallable[_repair_pb2.ListRowDigestsRequest, _repair_pb2.RowDigestsChunk]  # type: ignore[assignment]
-    """Digests of all rows below some nodes, in the order of tokens."""
-    FetchRows: _aio.UnaryStreamMultiCallable[_repair_pb2.FetchRowsRequest, _repair_pb2.RowsChunk]  # type: ignore[assignment]
-    """The rows at some tokens, in the order of tokens."""
-    PushRows: _aio.StreamUnaryMultiCallable[_repair_pb2.PushRowsRequest, _repair_pb2.PushRowsResponse]  # type: ignore[assignment]
-    """Rows for the answering replica; a chunk is checked whole, then applied where its rows win."""
-    CloseSession: _aio.UnaryUnaryMultiCallable[_repair_pb2.CloseSessionRequest, _repair_pb2.CloseSessionResponse]  # type: ignore[assignment]
-    """Gives the snapshot back. An unknown session is no error."""
-
-class RepairPeerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What follows is the form of before; it goes when nobody asks for it any more."""
-
-    @_abc_1.abstractmethod
-    def CompareRoots(
-        self,
-        request: _repair_pb2.CompareRootsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_repair_pb2.CompareRootsResponse, _abc.Awaitable[_repair_pb2.CompareRootsResponse]]:
-        """Are two replicas of a range equal? If not, and if asked to, opens a session on a snapshot of the answering one."""
-
-    @_abc_1.abstractmethod
-    def CompareNodes(
-        self,
-        request: _repair_pb2.CompareNodesRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_repair_pb2.CompareNodesResponse, _abc.Awaitable[_repair_pb2.CompareNodesResponse]]:
-        """Hashes of the children of some nodes."""
-
-    @_abc_1.abstractmethod
-    def ListRowDigests(
-        self,
-        request: _repair_pb2.ListRowDigestsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_repair_pb2.RowDigestsChunk], _abc.AsyncIterator[_repair_pb2.RowDigestsChunk]]:
-        """Digests of all rows below some nodes, in the order of tokens."""
-
-    @_abc_1.abstractmethod
-    def FetchRows(
-        self,
-        request: _repair_pb2.FetchRowsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_repair_pb2.RowsChunk], _abc.AsyncIterator[_repair_pb2.RowsChunk]]:
-        """The rows at some tokens, in the order of tokens."""
-
-    @_abc_1.abstractmethod
-    def PushRows(
-        self,
-        request_iterator: _MaybeAsyncIterator[_repair_pb2.PushRowsRequest],
-        context: _ServicerContext,
-    ) -> _typing.Union[_repair_pb2.PushRowsResponse, _abc.Awaitable[_repair_pb2.PushRowsResponse]]:
-        """Rows for the answering replica; a chunk is checked whole, then applied where its rows win."""
-
-    @_abc_1.abstractmethod
-    def CloseSession(
-        self,
-        request: _repair_pb2.CloseSessionRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_repair_pb2.CloseSessionResponse, _abc.Awaitable[_repair_pb2.CloseSessionResponse]]:
-        """Gives the snapshot back. An unknown session is no error."""
 
 def add_RepairPeerServiceServicer_to_server(servicer: RepairPeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

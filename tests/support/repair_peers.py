@@ -10,9 +10,12 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 
+from antientropy import wire
 from antientropy.config import RepairConfig
+from antientropy.core.hashing import HASH_VERSION
 from antientropy.core.merkle import Root
 from antientropy.core.rows import Row
 from antientropy.core.tokens import TokenRange
@@ -24,6 +27,7 @@ from antientropy.replica import Replica
 from antientropy.reports import RepairStatistics
 from antientropy.stores.memory import MemoryRowStore
 from antientropy.transport.memory import MemoryNetwork
+from antientropy.v1 import repair_pb2 as pb
 
 FULL = TokenRange.full()
 NOW = 1_750_000_000.0
@@ -167,3 +171,20 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.002)
+
+
+async def raw(world: World, node: Node, method: str, request: Message) -> Any:
+    return await world.network.transport("127.0.0.1:6666").calls(node.endpoint).unary(method, request, 5)
+
+
+def opening(root: Root, session: int, **fields: Any) -> pb.CompareRequest:
+    request = pb.CompareRequest(
+        keyspace="kv",
+        session=session,
+        root_digest=root.digest if root.count else b"",
+        row_count=root.count,
+        hashes=wire.encode_hashes(HASH_VERSION, 0),
+        owner="127.0.0.1:9000",
+    )
+    request.MergeFrom(pb.CompareRequest(**fields))
+    return request
