@@ -63,6 +63,9 @@ class RepairConfig:
     """Waits for such rows in one part of the range; rows that are still written then are left for the next repair."""
     propagation_delay_seconds: float = 3600.0
     """A repair vouches for writes that are so much older than its start: those have left every queue by then."""
+    vouch_step_seconds: float = 60.0
+    """Repairs that begin within so long vouch for the same version. Too small: each of a quick succession of them
+    writes the store's marks. Too large: tombstones stay for so much longer."""
     purge: PurgeMode = PurgeMode.REPAIR
     """When tombstones are removed for good."""
     gc_grace_seconds: float = 864_000.0
@@ -100,6 +103,7 @@ class RepairConfig:
                 "lease_seconds",
                 "heartbeat_seconds",
                 "purge_interval_seconds",
+                "vouch_step_seconds",
                 "replica_retry_seconds",
                 "not_ready_wait_seconds",
                 "unit_rows_max",

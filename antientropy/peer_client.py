@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from antientropy import wire
 from antientropy.config import RepairConfig
+from antientropy.core.glance import Glance
 from antientropy.core.hashing import HASH_VERSION
 from antientropy.core.merkle import Root
 from antientropy.core.requests import LocateAnswer, LocateRequest
 from antientropy.core.rows import Row
-from antientropy.core.sketch import Symbols
 from antientropy.core.tokens import TokenRange
 from antientropy.errors import PeerError, PeerMessageError, SessionLostError
 from antientropy.reports import RepairStatistics
@@ -101,7 +101,7 @@ class RootsAnswer:
     peer has begun to if it is the lesser one), then compare again."""
     repaired_version: int = 0
     """Answers ``confirmed_session``: up to which version all buckets of the range are recorded as repaired there."""
-    symbols: Symbols | None = None
+    symbols: Glance | None = None
     """First symbols of its sketch of the range, for the locator; None when there is no session with a snapshot."""
     refusal: Refusal | None = None
     """Set: nothing was compared, no session is open."""
@@ -295,7 +295,7 @@ class PeerClient:
         theirs = np.maximum(floors, wire.decode_floors(answer.floors, self._range))
         if answer.hashes:
             return RootsAnswer(False, 0, theirs, wire.decode_hashes(answer.hashes)[1], recorded)
-        symbols = wire.decode_first_symbols(answer.symbols)
+        symbols = wire.decode_glance(answer.symbols)
         count = root.count + answer.rows_more
         if count < 0:
             raise PeerMessageError(f"a replica of {count} rows")

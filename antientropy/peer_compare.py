@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from antientropy import wire
 from antientropy.core import deletes, hashing
-from antientropy.core.locate import first_symbols
+from antientropy.core.locate import glance
 from antientropy.core.tokens import BUCKET_LEVEL, BUCKETS, TokenRange
 from antientropy.errors import PeerMessageError
 from antientropy.leases import LeaseDenied
@@ -167,7 +167,7 @@ class Comparisons:
             await self._node.sessions.drop_snapshot(session)
             return pb.CompareResponse(refusal=refused.refusal)
         answer.rows_more = snapshot.root.count - request.row_count
-        answer.symbols = (await self._node.in_thread(first_symbols, snapshot)).encode()
+        answer.symbols = (await self._node.in_thread(glance, snapshot)).encode()
         return answer
 
     async def _record(self, session: ServedSession, request: pb.CompareRequest) -> bytes:

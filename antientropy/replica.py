@@ -33,7 +33,7 @@ from antientropy.errors import StoreClosedError, StoreCorruptError, StoreError
 from antientropy.index_file import FILE_NAME, take_index, write_index
 from antientropy.limits import PENDING_CHANGES_HARD_MAX, PENDING_CHANGES_MAX
 from antientropy.snapshots import ReplicaSnapshot
-from antientropy.store import QuarantiningStore, RereadingReader, RowReader, RowStore
+from antientropy.store import RowReader, RowStore, quarantining, rereading
 
 logger = logging.getLogger(__name__)
 
@@ -141,12 +141,12 @@ class Replica:
 
     def _moved_damage_aside(self) -> bool:
         """Rows that cannot even be counted must not keep the others from being served and repaired."""
-        store = self.store
-        reader = store.read()
+        store, reader = quarantining(self.store), self.store.read()
         try:
-            if not isinstance(reader, RereadingReader) or not isinstance(store, QuarantiningStore):
+            again = rereading(reader)
+            if store is None or again is None:
                 return False
-            damaged = [name for turn in reader.reread(TokenRange.full()) for name in turn.damaged]
+            damaged = [name for turn in again.reread(TokenRange.full()) for name in turn.damaged]
         finally:
             reader.close()
         logger.error("%d damaged rows were moved aside; repair this replica", store.quarantine(damaged))

@@ -21,7 +21,7 @@ from typing import Final
 from antientropy.core.tokens import BUCKET_LEVEL, BUCKETS, TokenRange, node_range
 from antientropy.errors import StoreError
 from antientropy.replica import Replica
-from antientropy.store import QuarantiningStore, RereadingReader
+from antientropy.store import quarantining, rereading
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ _FINDINGS_MAX: Final = 64
 class Scrubber:
     """Scrubs a replica, a bucket at a time. Its methods block; one thread at a time.
 
-    A store whose readers are no :class:`RereadingReader` is only looked at for drift.
+    A store whose readers are no ``RereadingReader`` is only looked at for drift.
     """
 
     def __init__(self, replica: Replica, on_report: Callable[[BucketReport], None] = lambda _: None) -> None:
@@ -118,7 +118,8 @@ class Scrubber:
         """
         rows, row_bytes, damaged = self._reread(node_range(BUCKET_LEVEL, bucket))
         store = self._replica.store
-        quarantined = store.quarantine(damaged) if damaged and isinstance(store, QuarantiningStore) else 0
+        quarantine = quarantining(store) if damaged else None
+        quarantined = 0 if quarantine is None else quarantine.quarantine(damaged)
         drifted = not self._replica.bucket_is_sound(bucket)
         report = BucketReport(bucket, rows, row_bytes, tuple(damaged), quarantined, drifted)
         self._note(report)
@@ -141,11 +142,11 @@ class Scrubber:
         damaged: list[bytes] = []
         reader = self._replica.store.read()
         try:
-            if isinstance(reader, RereadingReader):
-                for turn in reader.reread(token_range):
-                    rows += turn.rows
-                    row_bytes += turn.row_bytes
-                    damaged += turn.damaged
+            again = rereading(reader)
+            for turn in () if again is None else again.reread(token_range):
+                rows += turn.rows
+                row_bytes += turn.row_bytes
+                damaged += turn.damaged
         finally:
             reader.close()
         return rows, row_bytes, damaged

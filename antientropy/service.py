@@ -371,7 +371,10 @@ class RepairService:
         if self._config.version_at is None:
             return 0
         return deletes.session_version(
-            started_at, self._config.version_at, propagation_delay_seconds=self._config.propagation_delay_seconds
+            started_at,
+            self._config.version_at,
+            propagation_delay_seconds=self._config.propagation_delay_seconds,
+            step_seconds=self._config.vouch_step_seconds,
         )
 
     async def _watched(self, run: RepairRun) -> AsyncGenerator[RepairUpdate, None]:
@@ -400,6 +403,7 @@ class RepairService:
         finally:
             info = run.info
             if info.state.is_final:
+                # One that was interrupted goes on another day, and is counted then.
                 self.metrics.record_session(info.keyspace, info.state, info.statistics)
             self._runs.pop(run.session_id, None)
             self._tasks.pop(run.session_id, None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,8 @@ __all__ = [
     "check_mark",
     "check_row",
     "limits_of_marks",
+    "quarantining",
+    "rereading",
 ]
 
 Listener = Callable[[Changes], None]
@@ -113,8 +115,9 @@ class RowStore(Protocol):
         stored.
 
         ``from_repair``: rows that a repair brings. No check of fence and floors (repair has its own rules). Background
-        priority: writes without the flag never wait for these. Rows are independent, so all or nothing may hold for slices only:
-        after an error some rows may have been applied, none of them in part. The call returns when all are durable.
+        priority: writes without the flag never wait for these. Rows are independent, so all or nothing may hold for
+        slices only: after an error some rows may have been applied, none of them in part. The call returns when all are
+        durable.
 
         Raises:
             RowRefusedError: a row is beyond a limit of :func:`check_row`; nothing was applied.
@@ -199,7 +202,6 @@ class Reread:
     """The store's own names of those that do not match their digest, for :meth:`QuarantiningStore.quarantine`."""
 
 
-@runtime_checkable
 class RereadingReader(RowReader, Protocol):
     """A reader that can tell which rows are damaged, without raising."""
 
@@ -208,13 +210,22 @@ class RereadingReader(RowReader, Protocol):
         ...
 
 
-@runtime_checkable
 class QuarantiningStore(Protocol):
     """A store that can move damaged rows aside."""
 
     def quarantine(self, names: Sequence[bytes]) -> int:
         """Move rows that (still) do not match their digest aside; returns how many. Reported to the listener."""
         ...
+
+
+def rereading(reader: RowReader) -> RereadingReader | None:
+    """The reader, if it can tell damaged rows. Wrappers hand methods on, so a look at its class would not do."""
+    return cast("RereadingReader", reader) if callable(getattr(reader, "reread", None)) else None
+
+
+def quarantining(store: RowStore) -> QuarantiningStore | None:
+    """The store, if it can move damaged rows aside."""
+    return cast("QuarantiningStore", store) if callable(getattr(store, "quarantine", None)) else None
 
 
 def check_row(row: Row) -> None:

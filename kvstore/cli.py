@@ -242,6 +242,15 @@ configuration.""",
 @_setting("--push-fanout", "N", "Nodes told at once of a change of status.  [default: 4]", int)
 @_setting("--own-zone-probability", "P", "How often a round stays in the own rack, 0 to 1.  [default: 0]", float)
 @_setting("--remote-exchanges-per-second", "N", "Bound per other data centre.  [default: none]", float)
+@_setting("--digest-form", "FORM", "compact or plain gossip digests.  [default: compact]")
+@_setting("--partners", "N", "Peers from whom a gossip round chooses; 0: all.  [default: 32]", int)
+@_setting("--repair-period-seconds", "SECONDS", "Repair every range so often; 0: when asked.  [default: 3600]", float)
+@_setting("--repair-window", "HH:MM-HH:MM", "Begin automatic repairs only then, local time.  [default: any time]")
+@_setting("--repair-throttle-bytes-per-second", "N", "The most that repairs move; 0: all.  [default: 64 MiB]", float)
+@_setting("--repair-throttle-rows-per-second", "N", "The most rows that repairs move; 0: all.  [default: 0]", float)
+@_setting("--repair-throttle-cpu-share", "SHARE", "The most of one core, up to 1.  [default: 0.5]", float)
+@_setting("--gc-mode", "MODE", "Purge tombstones by repair (safe) or by time.  [default: repair]")
+@_setting("--gc-grace-seconds", "SECONDS", "Their age, with --gc-mode time.  [default: 864000]", float)
 @_setting("--shutdown-grace-seconds", "SECONDS", "How long a clean stop waits for others.  [default: 2]", float)
 @click.option(
     "--ready-file", type=click.Path(path_type=Path), metavar="FILE", help="Written as JSON once the node serves."

@@ -74,6 +74,12 @@ class ClockDriftError(KvStoreError):
     reason = "clock_drift"
 
 
+class TooOldError(KvStoreError):
+    """A row is older than what repair has settled: it could be what a purged tombstone had deleted. Not applied."""
+
+    reason = "too_old"
+
+
 class WrongClusterError(KvStoreError):
     """A node of another cluster, or of another keyspace. Nothing was applied."""
 
@@ -103,6 +109,7 @@ BY_REASON: dict[str, type[KvStoreError]] = {
         StorageError,
         OverloadedError,
         ClockDriftError,
+        TooOldError,
         WrongClusterError,
         StoppingError,
     )

@@ -62,3 +62,22 @@ LOAD_INTERVAL_SECONDS: Final = 60.0
 HEALTH_HOLD_INTERVALS: Final = 10
 #: How often a node looks at its load, which costs two numbers of the store.
 LOAD_LOOK_SECONDS: Final = 1.0
+#: Tokens of one node: Cassandra's old default. They cut the token line for the schedule of repairs, nothing else.
+TOKENS_PER_NODE_MAX: Final = 256
+#: Every range once an hour: equal replicas cost a round trip and 100 bytes; what a node has missed, it soon has.
+REPAIR_PERIOD_SECONDS: Final = 3_600.0
+#: More often than this, the time of a repair itself is what counts.
+REPAIR_PERIOD_SECONDS_MIN: Final = 1.0
+#: Half of a network of 1 Gbit/s.
+REPAIR_BYTES_PER_SECOND: Final = 64.0 * 1024 * 1024
+#: Half a core: with two cores, requests keep three quarters of the machine while a repair runs.
+REPAIR_CPU_SHARE: Final = 0.5
+#: Cassandra's ten days.
+GC_GRACE_SECONDS: Final = 864_000.0
+#: Clocks of nodes differ, and so do the moments at which they look.
+GC_GRACE_SECONDS_MIN: Final = 60.0
+#: How often a node writes down that it lives, for the check at its next start: a file of 20 bytes.
+SIGN_OF_LIFE_SECONDS: Final = 60.0
+#: Commits whose time is remembered, and for how long, so that repair gives way when writes begin to wait.
+LATENCIES_MAX: Final = 64
+LATENCY_WINDOW_SECONDS: Final = 5.0

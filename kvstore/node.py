@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
-import socket
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,9 +16,8 @@ import grpc
 from antientropy.admin import RepairAdmin
 from antientropy.core.hashing import token_of
 from antientropy.errors import AntiEntropyError, StoreInUseError
+from antientropy.scheduler import RepairScheduler
 from antientropy.service import RepairService
-from antientropy.store import Row
-from antientropy.stores.lmdb import LmdbRowStore
 from antientropy.strict import strict
 from gossiper import (
     ApplicationState,
@@ -34,26 +30,26 @@ from gossiper import (
     Status,
 )
 from gossiper.admin import GossipAdmin
-from gossiper.core.endpoints import canonical_endpoint, format_endpoint, parse_endpoint
+from gossiper.core.endpoints import format_endpoint, parse_endpoint
 from kvstore.config import KvStoreConfig
 from kvstore.errors import StartError
 from kvstore.health import StorageHealth
 from kvstore.hlc import HybridLogicalClock
+from kvstore.lifesign import SignOfLife
 from kvstore.limits import (
     ADMIN_RPCS_MAX,
     CLIENT_RPCS_MAX,
     HEALTH_HOLD_INTERVALS,
-    LOAD_CHANGE_RATIO,
-    LOAD_GAP_INTERVALS,
-    LOAD_INTERVAL_SECONDS,
-    LOAD_LOOK_SECONDS,
 )
+from kvstore.load import keep_load, load_value
+from kvstore.machine import Machine, Register, ThisMachine
 from kvstore.membership import SCHEMA_VERSION, ClusterMembership
-from kvstore.peers import KEYSPACE, LocalReplica, ReplicaCalls, ReplicaService
+from kvstore.metrics import store_series
+from kvstore.peers import LocalReplica, ReplicaCalls, ReplicaService
 from kvstore.replication import Coordinator, majority_of
 from kvstore.service import KeyValueService, describe
+from kvstore.store import ClockedStore, NodeStore
 from kvstore.v1 import kvstore_pb2 as pb
-from kvstore.wire import SERVER_OPTIONS
 from kvstore.writer import GroupCommitWriter
 
 _log = logging.getLogger(__name__)
@@ -80,42 +76,21 @@ class NodeAddresses:
         return asdict(self)
 
 
-class ClockedStore:
-    """The row store as repair sees it: what repair brings moves the clock on, so that later writes win over it."""
-
-    def __init__(self, store: LmdbRowStore, clock: HybridLogicalClock) -> None:
-        self._store = store
-        self._clock = clock
-
-    def apply(self, rows: Iterable[Row], *, from_repair: bool = False) -> int:
-        """See :meth:`antientropy.store.RowStore.apply`. Called from worker threads.
-
-        A version too far ahead is stored all the same, as another replica has acknowledged it, but the clock does not
-        follow it.
-        """
-        rows = list(rows)
-        if rows and not self._clock.observe(max(row.version for row in rows)):
-            _log.warning("repair brought a row whose version is far ahead of the clock here; are clocks synchronised?")
-        return self._store.apply(rows, from_repair=from_repair)
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is the store's own."""
-        return getattr(self._store, name)
-
-
 class KvStoreNode:
     """A node of a cluster. Use it as ``async with KvStoreNode(config) as node:``. Not reusable.
 
     Args:
         config: Its settings.
-        wall: Seconds since the epoch; dates writes.
+        machine: Clock, disk and network; default: those of this machine.
     """
 
-    def __init__(self, config: KvStoreConfig, *, wall: Callable[[], float] = time.time) -> None:
+    def __init__(self, config: KvStoreConfig, *, machine: Machine | None = None) -> None:
         self.config = config
-        self._wall = wall
+        self._machine = ThisMachine() if machine is None else machine
+        self._coordinator: Coordinator | None = None
+        self._repair: RepairService | None = None
         self._gossiper: Gossiper | None = None
-        self._store: LmdbRowStore | None = None
+        self._store: NodeStore | None = None
         self._service: KeyValueService | None = None
         self._addresses: NodeAddresses | None = None
         self._following: asyncio.Task[None] | None = None
@@ -132,6 +107,39 @@ class KvStoreNode:
         if self._gossiper is None:
             raise NotRunningError("the node has not started")
         return self._gossiper
+
+    @property
+    def coordinator(self) -> Coordinator:
+        """What serves reads and writes here, for use inside this process.
+
+        Raises:
+            NotRunningError: the node has not started.
+        """
+        if self._coordinator is None:
+            raise NotRunningError("the node has not started")
+        return self._coordinator
+
+    @property
+    def repair(self) -> RepairService:
+        """Repairs of this node, for use inside this process.
+
+        Raises:
+            NotRunningError: the node has not started.
+        """
+        if self._repair is None:
+            raise NotRunningError("the node has not started")
+        return self._repair
+
+    @property
+    def store(self) -> NodeStore:
+        """The rows of this node.
+
+        Raises:
+            NotRunningError: the node has not started.
+        """
+        if self._store is None:
+            raise NotRunningError("the node has not started")
+        return self._store
 
     @property
     def addresses(self) -> NodeAddresses:
@@ -168,24 +176,47 @@ class KvStoreNode:
             raise
 
     async def _start(self) -> None:
+        sign_of_life = SignOfLife(self.config.data_dir, self.config.rows_dir, self._machine.wall)
+        if self.config.gc_mode == "time":
+            sign_of_life.check(self.config.gc_grace_seconds)
         # What is entered first is left last: the store outlives everything that uses it.
         store = await self._open_store()
+        await asyncio.to_thread(sign_of_life.write)
+        living = asyncio.create_task(sign_of_life.keep(), name="kvstore-sign-of-life")
+        self._stack.push_async_callback(_cancel_all, [living])
         clock = HybridLogicalClock(
-            self._wall, drift_seconds_max=self.config.clock_drift_seconds_max, start_version=store.version_max
+            self._machine.wall, drift_seconds_max=self.config.clock_drift_seconds_max, start_version=store.version_max
         )
         health = StorageHealth(self._tell_health, hold_seconds=HEALTH_HOLD_INTERVALS * self.config.interval_seconds)
         writer = await self._stack.enter_async_context(GroupCommitWriter(store, on_commit=health.committed))
         self._stack.callback(health.close)
         replica = LocalReplica(store, writer, clock)
         self._stack.callback(replica.close)
-        repair = RepairService({KEYSPACE: ClockedStore(store, clock)}, self._membership)
+        repair = self._repair = self._machine.repair_service(
+            ClockedStore(store, clock), self._membership, self.config.repair_config(), writer.recent_latency_seconds
+        )
         self._stack.push_async_callback(repair.stop)
         replica_service = ReplicaService(cluster_name=self.config.cluster_name, replica=replica)
-        gossiper = await self._start_gossiper(store, [replica_service.register, repair.register])
+        gossiper = await self._start_gossiper(store, replica_service, repair)
+        gossiper.metrics.collect(lambda: store_series(store, writer))
+        gossiper.metrics.collect(repair.metrics.snapshot)
         await repair.start()
-        calls = ReplicaCalls(cluster_name=self.config.cluster_name, local_endpoint=gossiper.endpoint, local=replica)
+        scheduler = RepairScheduler(
+            repair,
+            self.config.scheduler_settings(),
+            self._membership,
+            metrics=repair.metrics,
+            random=self._machine.random,
+            clock=self._machine.wall,
+        )
+        calls = ReplicaCalls(
+            cluster_name=self.config.cluster_name,
+            local_endpoint=gossiper.endpoint,
+            local=replica,
+            transport=self._machine.replica_transport(),
+        )
         self._stack.push_async_callback(calls.close)
-        coordinator = Coordinator(
+        coordinator = self._coordinator = Coordinator(
             local_endpoint=gossiper.endpoint,
             placement=self._membership.placement,
             replicas=calls,
@@ -195,13 +226,15 @@ class KvStoreNode:
         )
         self._stack.push_async_callback(coordinator.close)
         self._service = KeyValueService(coordinator, self._describe)
-        clients = await self._serve("client", self.config.listen_clients, CLIENT_RPCS_MAX, [self._service.register])
-        admin_services = [GossipAdmin(gossiper, self).register, RepairAdmin(repair).register]
-        admin = await self._serve("admin", self.config.listen_admin, ADMIN_RPCS_MAX, admin_services)
+        clients = await self._listen("client", self.config.listen_clients, CLIENT_RPCS_MAX, [self._service.register])
+        admin_services = [GossipAdmin(gossiper, self).register, RepairAdmin(repair, scheduler=scheduler).register]
+        admin = await self._listen("admin", self.config.listen_admin, ADMIN_RPCS_MAX, admin_services)
         self._addresses = NodeAddresses(peers=gossiper.endpoint, clients=clients, admin=admin)
         await self._announce(gossiper, store, calls)
+        await scheduler.start()
+        self._stack.push_async_callback(scheduler.stop)
 
-    async def _announce(self, gossiper: Gossiper, store: LmdbRowStore, calls: ReplicaCalls) -> None:
+    async def _announce(self, gossiper: Gossiper, store: NodeStore, calls: ReplicaCalls) -> None:
         await gossiper.publish(
             {
                 ApplicationState.NATIVE_ADDRESS_AND_PORT: self._advertised_clients(),
@@ -211,7 +244,7 @@ class KvStoreNode:
             }
         )
         self._following = asyncio.create_task(self._follow(gossiper, calls), name="kvstore-events")
-        publishing = asyncio.create_task(self._publish_load(gossiper, store), name="kvstore-load")
+        publishing = asyncio.create_task(keep_load(gossiper, store, self.config.interval_seconds), name="kvstore-load")
         self._stack.push_async_callback(_cancel_all, [self._following, publishing])
         _log.info(
             "ready: peers %s, clients %s, admin %s, %d rows",
@@ -284,10 +317,10 @@ class KvStoreNode:
         if self.gossiper.failure is not None:
             raise LifecycleError(self.gossiper.failure)
 
-    async def _open_store(self) -> LmdbRowStore:
+    async def _open_store(self) -> NodeStore:
         config = self.config
         try:
-            store = await asyncio.to_thread(LmdbRowStore, config.rows_dir, map_bytes_max=config.map_bytes_max)
+            store = await asyncio.to_thread(self._machine.open_store, config)
         except StoreInUseError:
             raise StartError(f"{config.data_dir} is used by another node; give each node its own --data-dir") from None
         except (AntiEntropyError, OSError) as error:
@@ -296,17 +329,14 @@ class KvStoreNode:
         self._stack.callback(store.close)
         return store
 
-    async def _start_gossiper(
-        self, store: LmdbRowStore, services: Sequence[Callable[[grpc.aio.Server], None]]
-    ) -> Gossiper:
+    async def _start_gossiper(self, store: NodeStore, replicas: ReplicaService, repair: RepairService) -> Gossiper:
         states = (
             (ApplicationState.SCHEMA.value, SCHEMA_VERSION),
             (ApplicationState.LOAD.value, load_value(store.stored_bytes)),
             (ApplicationState.RPC_READY.value, "false"),
         )
-        gossiper = Gossiper(
-            self.config.gossip_config(states=states),
-            services=[partial(_register_strictly, register, self._count_malformed) for register in services],
+        gossiper = self._machine.gossiper(
+            self.config.gossip_config(states=states), replicas, repair, self._count_malformed
         )
         try:
             await gossiper.start()
@@ -316,27 +346,17 @@ class KvStoreNode:
         self._gossiper = gossiper
         return gossiper
 
-    async def _serve(
-        self, name: str, listen: str, rpcs_max: int, services: Sequence[Callable[[grpc.aio.Server], None]]
-    ) -> str:
+    async def _listen(self, name: str, address: str, rpcs_max: int, services: Sequence[Register]) -> str:
         """Start a listener; returns its address with the real port."""
-        server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=rpcs_max)
-        for register in services:
-            register(strict(server, self._count_malformed))
-        address = canonical_endpoint(listen)
-        try:
-            await _try_to_bind(address)
-            port = server.add_insecure_port(address)
-        except (OSError, RuntimeError) as error:
-            # A RuntimeError is gRPC's: somebody took the port a moment ago.
-            reason = getattr(error, "strerror", None) or os.strerror(errno.EADDRINUSE)
-            raise StartError(
-                f"cannot listen for {name} connections on {address}: {reason}; choose another address with "
-                f"--listen-{'clients' if name == 'client' else name}"
-            ) from None
-        await server.start()
-        self._stack.push_async_callback(server.stop, self.config.shutdown_grace_seconds)
-        return format_endpoint(parse_endpoint(address)[0], port)
+        address, stop = await self._machine.listen(
+            name,
+            address,
+            [partial(_register_strictly, register, self._count_malformed) for register in services],
+            rpcs_max=rpcs_max,
+            grace_seconds=self.config.shutdown_grace_seconds,
+        )
+        self._stack.push_async_callback(stop)
+        return address
 
     def _count_malformed(self, method: str) -> None:
         if self._gossiper is not None:
@@ -347,19 +367,6 @@ class KvStoreNode:
             return self.addresses.clients
         host, port = parse_endpoint(self.config.advertise_clients)
         return format_endpoint(host, port or parse_endpoint(self.addresses.clients)[1])
-
-    async def _publish_load(self, gossiper: Gossiper, store: LmdbRowStore) -> None:
-        """Keep LOAD, which was said at the start, close to the truth."""
-        loop = asyncio.get_running_loop()
-        published_bytes, published_at = store.stored_bytes, loop.time()
-        while True:
-            await asyncio.sleep(LOAD_LOOK_SECONDS)
-            stored_bytes, age_seconds = store.stored_bytes, loop.time() - published_at
-            if not load_is_due(published_bytes, stored_bytes, age_seconds, self.config.interval_seconds):
-                continue
-            with suppress(LifecycleError, NotRunningError):
-                await gossiper.publish({ApplicationState.LOAD: load_value(stored_bytes)})
-            published_bytes, published_at = stored_bytes, loop.time()
 
     async def _follow(self, gossiper: Gossiper, calls: ReplicaCalls) -> None:
         async for event in gossiper.events():
@@ -388,50 +395,6 @@ def _register_strictly(
     register: Callable[[grpc.aio.Server], None], on_malformed: Callable[[str], None], server: grpc.aio.Server
 ) -> None:
     register(strict(server, on_malformed))
-
-
-async def _try_to_bind(address: str) -> None:
-    """Bind plain sockets for a moment: they tell why it cannot be done; gRPC only writes that to stderr.
-
-    Of the addresses of a name, those that this machine does not have may be missing, as long as there is one.
-
-    Raises:
-        OSError: it cannot be done.
-    """
-    host, port = parse_endpoint(address)
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    missing: list[OSError] = []
-    for family, kind, protocol, _name, place in found:
-        try:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(place)
-        except OSError as error:
-            if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-                raise
-            missing.append(error)
-    if len(missing) == len(found):
-        raise missing[0]
-
-
-def load_value(stored_bytes: int) -> str:
-    """LOAD as Cassandra writes it: bytes, as a decimal fraction."""
-    return str(float(stored_bytes))
-
-
-def load_is_due(published_bytes: int, stored_bytes: int, age_seconds: float, interval_seconds: float) -> bool:
-    """Whether LOAD is to be published again.
-
-    Args:
-        published_bytes: What was said last.
-        stored_bytes: What is true now.
-        age_seconds: Since it was said.
-        interval_seconds: Of gossip.
-    """
-    if age_seconds >= LOAD_INTERVAL_SECONDS:
-        return True
-    changed = abs(stored_bytes - published_bytes) > LOAD_CHANGE_RATIO * published_bytes
-    return changed and age_seconds >= LOAD_GAP_INTERVALS * interval_seconds
 
 
 async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:

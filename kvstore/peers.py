@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import grpc
+from google.protobuf.message import Message
 
 from antientropy.logs import LogLimiter
 from antientropy.store import Row
-from antientropy.stores.lmdb import LmdbRowStore
 from antientropy.strict import strict
 from kvstore.errors import InvalidRequestError, KvStoreError, OverloadedError, StorageError, WrongClusterError
 from kvstore.hlc import HybridLogicalClock
@@ -33,9 +33,11 @@ from kvstore.limits import (
     SCAN_SLICE_ROWS,
 )
 from kvstore.replication import Page
+from kvstore.store import NodeStore
+from kvstore.transport import GrpcReplicaTransport, ReplicaTransport
 from kvstore.v1 import kvstore_pb2 as pb
 from kvstore.v1 import kvstore_pb2_grpc as pb_grpc
-from kvstore.wire import CHANNEL_OPTIONS, abort, check_keys, check_scan, error_of, rows_of, rows_to_pb
+from kvstore.wire import abort, check_keys, check_scan, rows_of, rows_to_pb
 from kvstore.writer import GroupCommitWriter, rows_bytes
 
 _log = logging.getLogger(__name__)
@@ -56,7 +58,7 @@ class LocalReplica:
         clock: Learns of every version that is written here, and refuses those too far ahead.
     """
 
-    def __init__(self, store: LmdbRowStore, writer: GroupCommitWriter, clock: HybridLogicalClock) -> None:
+    def __init__(self, store: NodeStore, writer: GroupCommitWriter, clock: HybridLogicalClock) -> None:
         self._store = store
         self._writer = writer
         self._clock = clock
@@ -125,23 +127,29 @@ class LocalReplica:
 
 
 class ReplicaCalls:
-    """Calls to any replica: to this node's without a network, to others over one warm channel each.
+    """Calls to any replica: to this node's without a network, to others over a transport.
 
     Args:
         cluster_name: Sent with each call; another cluster refuses it.
         local_endpoint: Which endpoint is this node.
         local: The replica of this node.
+        transport: Default: gRPC.
     """
 
-    def __init__(self, *, cluster_name: str, local_endpoint: str, local: LocalReplica) -> None:
+    def __init__(
+        self,
+        *,
+        cluster_name: str,
+        local_endpoint: str,
+        local: LocalReplica,
+        transport: ReplicaTransport | None = None,
+    ) -> None:
         self._cluster_name = cluster_name
         self._local_endpoint = local_endpoint
         self._local = local
-        self._channels: dict[str, grpc.aio.Channel] = {}
-        self._stubs: dict[str, pb_grpc.ReplicaServiceAsyncStub] = {}
+        self._transport = GrpcReplicaTransport() if transport is None else transport
         self._calls_in_flight: Counter[str] = Counter()
         self._bytes_in_flight: Counter[str] = Counter()
-        self._closing: set[asyncio.Task[None]] = set()
 
     async def apply_rows(self, endpoint: str, rows: Sequence[Row], timeout_seconds: float) -> None:
         """Make rows durable on a replica; see :class:`kvstore.replication.Replicas`."""
@@ -150,7 +158,7 @@ class ReplicaCalls:
             return
         async with self._slot(endpoint, rows_bytes(rows)):
             request = pb.ApplyRowsRequest(cluster_name=self._cluster_name, keyspace=KEYSPACE, rows=rows_to_pb(rows))
-            await self._call(endpoint, self._stub(endpoint).ApplyRows(request, timeout=timeout_seconds))
+            await self._transport.call(endpoint, "ApplyRows", request, timeout_seconds)
 
     async def read_rows(self, endpoint: str, keys: Sequence[bytes], timeout_seconds: float) -> Sequence[Row]:
         """What a replica holds of keys; see :class:`kvstore.replication.Replicas`."""
@@ -158,7 +166,7 @@ class ReplicaCalls:
             return await _within(self._local.read_rows(keys), timeout_seconds)
         async with self._slot(endpoint, 0):
             request = pb.ReadRowsRequest(cluster_name=self._cluster_name, keyspace=KEYSPACE, keys=keys)
-            reply = await self._call(endpoint, self._stub(endpoint).ReadRows(request, timeout=timeout_seconds))
+            reply: pb.ReadRowsResponse = await self._transport.call(endpoint, "ReadRows", request, timeout_seconds)
         return rows_of(reply.rows)
 
     async def scan_rows(
@@ -175,41 +183,16 @@ class ReplicaCalls:
                 after_key=after_key,
                 rows_max=rows_max,
             )
-            reply = await self._call(endpoint, self._stub(endpoint).ScanRows(request, timeout=timeout_seconds))
+            reply: pb.ScanRowsResponse = await self._transport.call(endpoint, "ScanRows", request, timeout_seconds)
         return Page(tuple(rows_of(reply.rows)), reply.next_after_key or None)
 
     def reconnect(self, endpoint: str) -> None:
-        """Forget the channel to an endpoint, which has come back: the next call connects at once.
-
-        A channel whose connection was refused waits before it tries again, and fails calls meanwhile.
-        """
-        self._stubs.pop(endpoint, None)
-        channel = self._channels.pop(endpoint, None)
-        if channel is not None:
-            task = asyncio.ensure_future(channel.close(grace=1.0))
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+        """An endpoint has come back: the next call connects at once."""
+        self._transport.reconnect(endpoint)
 
     async def close(self) -> None:
-        """Close all channels."""
-        for endpoint in list(self._channels):
-            self.reconnect(endpoint)
-        if self._closing:
-            await asyncio.wait(self._closing)
-
-    def _stub(self, endpoint: str) -> pb_grpc.ReplicaServiceAsyncStub:
-        stub = self._stubs.get(endpoint)
-        if stub is None:
-            channel = grpc.aio.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
-            self._channels[endpoint] = channel
-            stub = self._stubs[endpoint] = pb_grpc.ReplicaServiceStub(channel)
-        return stub
-
-    async def _call(self, endpoint: str, call: Awaitable[_T]) -> _T:
-        try:
-            return await call
-        except grpc.aio.AioRpcError as error:
-            raise error_of(endpoint, error) from None
+        """Close all connections."""
+        await self._transport.close()
 
     @asynccontextmanager
     async def _slot(self, endpoint: str, size_bytes: int) -> AsyncIterator[None]:
@@ -255,49 +238,63 @@ class ReplicaService(pb_grpc.ReplicaServiceServicer):
         """Serve on ``server``."""
         pb_grpc.add_ReplicaServiceServicer_to_server(self, strict(server))
 
+    async def answer(self, method: str, request: Message, caller: str) -> Message:
+        """One of ``kvstore.transport.METHODS``; ``caller`` names who asks, for the log.
+
+        Raises:
+            KvStoreError: it is refused; nothing was applied.
+        """
+        handlers: dict[str, Callable[[Any, str], Awaitable[Message]]] = {
+            "ApplyRows": self._apply_rows,
+            "ReadRows": self._read_rows,
+            "ScanRows": self._scan_rows,
+        }
+        try:
+            return await handlers[method](request, caller)
+        except KvStoreError as error:
+            self.refused[error.reason] += 1
+            raise
+
+    async def _apply_rows(self, request: pb.ApplyRowsRequest, caller: str) -> pb.ApplyRowsResponse:
+        self._check_sender(request.cluster_name, request.keyspace, caller)
+        if len(request.rows) > MUTATIONS_PER_CALL_MAX:
+            raise InvalidRequestError(f"at most {MUTATIONS_PER_CALL_MAX} rows per call, these are {len(request.rows)}")
+        await self._replica.apply_rows(rows_of(request.rows))
+        return pb.ApplyRowsResponse()
+
+    async def _read_rows(self, request: pb.ReadRowsRequest, caller: str) -> pb.ReadRowsResponse:
+        self._check_sender(request.cluster_name, request.keyspace, caller)
+        check_keys(request.keys)
+        return pb.ReadRowsResponse(rows=rows_to_pb(await self._replica.read_rows(list(request.keys))))
+
+    async def _scan_rows(self, request: pb.ScanRowsRequest, caller: str) -> pb.ScanRowsResponse:
+        self._check_sender(request.cluster_name, request.keyspace, caller)
+        check_scan(request.prefix, request.after_key)
+        rows_max = min(request.rows_max or PAGE_ROWS_MAX, PAGE_ROWS_MAX)
+        page = await self._replica.scan_rows(request.prefix, request.after_key, rows_max)
+        return pb.ScanRowsResponse(rows=rows_to_pb(page.rows), next_after_key=page.next_after_key or b"")
+
     async def ApplyRows(self, request: pb.ApplyRowsRequest, context: _Context) -> pb.ApplyRowsResponse:  # noqa: N802 - generated name
         """Put rows that win."""
-        try:
-            self._check_sender(request.cluster_name, request.keyspace, context)
-            if len(request.rows) > MUTATIONS_PER_CALL_MAX:
-                raise InvalidRequestError(
-                    f"at most {MUTATIONS_PER_CALL_MAX} rows per call, these are {len(request.rows)}"
-                )
-            await self._replica.apply_rows(rows_of(request.rows))
-        except KvStoreError as error:
-            await self._refuse(context, error)
-        return pb.ApplyRowsResponse()
+        return cast("pb.ApplyRowsResponse", await self._answer_or_abort("ApplyRows", request, context))
 
     async def ReadRows(self, request: pb.ReadRowsRequest, context: _Context) -> pb.ReadRowsResponse:  # noqa: N802 - generated name
         """What is here of some keys."""
-        rows: Sequence[Row] = ()
-        try:
-            self._check_sender(request.cluster_name, request.keyspace, context)
-            check_keys(request.keys)
-            rows = await self._replica.read_rows(list(request.keys))
-        except KvStoreError as error:
-            await self._refuse(context, error)
-        return pb.ReadRowsResponse(rows=rows_to_pb(rows))
+        return cast("pb.ReadRowsResponse", await self._answer_or_abort("ReadRows", request, context))
 
     async def ScanRows(self, request: pb.ScanRowsRequest, context: _Context) -> pb.ScanRowsResponse:  # noqa: N802 - generated name
         """One page."""
-        page = Page((), None)
+        return cast("pb.ScanRowsResponse", await self._answer_or_abort("ScanRows", request, context))
+
+    async def _answer_or_abort(self, method: str, request: Message, context: _Context) -> Message:
         try:
-            self._check_sender(request.cluster_name, request.keyspace, context)
-            check_scan(request.prefix, request.after_key)
-            rows_max = min(request.rows_max or PAGE_ROWS_MAX, PAGE_ROWS_MAX)
-            page = await self._replica.scan_rows(request.prefix, request.after_key, rows_max)
+            return await self.answer(method, request, context.peer())
         except KvStoreError as error:
-            await self._refuse(context, error)
-        return pb.ScanRowsResponse(rows=rows_to_pb(page.rows), next_after_key=page.next_after_key or b"")
+            await abort(context, error)
 
-    async def _refuse(self, context: _Context, error: KvStoreError) -> None:
-        self.refused[error.reason] += 1
-        await abort(context, error)
-
-    def _check_sender(self, cluster_name: str, keyspace: str, context: _Context) -> None:
+    def _check_sender(self, cluster_name: str, keyspace: str, caller: str) -> None:
         if cluster_name == self._cluster_name and keyspace == KEYSPACE:
             return
-        if self._log_limiter.permit(context.peer().rpartition(":")[0]) is not None:
-            _log.warning("refused rows from %s: cluster %r, keyspace %r", context.peer(), cluster_name, keyspace)
+        if self._log_limiter.permit(caller.rpartition(":")[0]) is not None:
+            _log.warning("refused rows from %s: cluster %r, keyspace %r", caller, cluster_name, keyspace)
         raise WrongClusterError(f"this is cluster {self._cluster_name!r}, keyspace {KEYSPACE!r}")

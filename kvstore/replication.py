@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -296,13 +295,14 @@ class Coordinator:
         pending: set[asyncio.Future[_T]] = set(tasks)
         answers: list[_T] = []
         failures: dict[str, KvStoreError] = {}
-        ends_at = time.monotonic() + timeout_seconds
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + timeout_seconds
         try:
             while len(answers) < required:
                 if len(tasks) - len(failures) < required:
                     raise _combined(failures, required, total)
                 done, pending = await asyncio.wait(
-                    pending, timeout=max(0.0, ends_at - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
+                    pending, timeout=max(0.0, ends_at - loop.time()), return_when=asyncio.FIRST_COMPLETED
                 )
                 if not done:
                     raise TimeoutError(

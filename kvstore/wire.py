@@ -22,6 +22,7 @@ from kvstore.errors import (
     ReplicaFailureError,
     StoppingError,
     StorageError,
+    TooOldError,
     UnreachableError,
     WriteTimeoutError,
     WrongClusterError,
@@ -53,6 +54,7 @@ _STATUS: Final[dict[type[KvStoreError], grpc.StatusCode]] = {
     StorageError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     ClockDriftError: grpc.StatusCode.FAILED_PRECONDITION,
+    TooOldError: grpc.StatusCode.FAILED_PRECONDITION,
     WrongClusterError: grpc.StatusCode.FAILED_PRECONDITION,
 }
 

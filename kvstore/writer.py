@@ -12,12 +12,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from antientropy.logs import LogLimiter
 from antientropy.store import Row
-from kvstore.errors import OverloadedError, StoppingError, StorageError
-from kvstore.limits import COMMIT_BYTES_MAX, COMMIT_ROWS_MAX, WRITE_QUEUE_BYTES_MAX, WRITE_QUEUE_ROWS_MAX
+from kvstore.errors import KvStoreError, OverloadedError, StoppingError, StorageError, TooOldError
+from kvstore.limits import (
+    COMMIT_BYTES_MAX,
+    COMMIT_ROWS_MAX,
+    LATENCIES_MAX,
+    LATENCY_WINDOW_SECONDS,
+    WRITE_QUEUE_BYTES_MAX,
+    WRITE_QUEUE_ROWS_MAX,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -25,11 +32,22 @@ _ROW_OVERHEAD_BYTES = 64
 """Version, flags and objects around a row; keeps empty rows from being free."""
 
 
+_TOO_OLD: Final = (
+    "a row is older than what repair has settled, and could be what a purged tombstone had deleted; "
+    "is the clock of the coordinating node far behind?"
+)
+
+
 class Applies(Protocol):
     """What the writer needs of a store."""
 
     def apply(self, rows: Iterable[Row]) -> int:
         """Put rows that win, durably, in one transaction; see :class:`antientropy.store.RowStore`."""
+        ...
+
+    @property
+    def rows_refused(self) -> int:
+        """Rows that were not applied because they are older than what repair has settled, since it was opened."""
         ...
 
 
@@ -43,6 +61,8 @@ class _Pending:
     rows: Sequence[Row]
     size_bytes: int
     done: asyncio.Future[None]
+    since: float
+    """Of the loop's clock."""
 
 
 class GroupCommitWriter:
@@ -76,6 +96,7 @@ class GroupCommitWriter:
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self._log_limiter = LogLimiter()
+        self._latencies: deque[tuple[float, float]] = deque(maxlen=LATENCIES_MAX)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kvstore-commit")
         self.commits = 0
         """Transactions so far, failed ones included."""
@@ -101,6 +122,7 @@ class GroupCommitWriter:
         Raises:
             OverloadedError: too much is waiting; nothing was written.
             StorageError: the transaction that held these rows failed; nothing of it was written.
+            TooOldError: a row was refused, because it is older than what repair has settled; the others are written.
             StoppingError: the node stops.
         """
         if self._stopping:
@@ -115,12 +137,21 @@ class GroupCommitWriter:
             raise OverloadedError(
                 f"{self._queued_rows} rows ({self._queued_bytes} bytes) wait to be committed; try again later"
             )
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Pending(rows, size_bytes, done))
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._queue.append(_Pending(rows, size_bytes, done, loop.time()))
         self._queued_rows += len(rows)
         self._queued_bytes += size_bytes
         self._wake.set()
         await done
+
+    def recent_latency_seconds(self) -> float | None:
+        """What writes of the last seconds took from their call to their commit, as a mean; None: there were none."""
+        if not self._latencies:
+            return None
+        begin = asyncio.get_running_loop().time() - LATENCY_WINDOW_SECONDS
+        recent = [seconds for at, seconds in self._latencies if at >= begin]
+        return sum(recent) / len(recent) if recent else None
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -134,21 +165,43 @@ class GroupCommitWriter:
             group = self._take_group()
             if not group:
                 continue
-            rows = [row for pending in group for row in pending.rows]
             self.commits += 1
             try:
-                await loop.run_in_executor(self._executor, self._store.apply, rows)
+                refused = await loop.run_in_executor(self._executor, self._commit, group)
             except Exception as error:  # noqa: BLE001 - whatever the store raises belongs to those who wait for it
-                self.failures += 1
-                # Others may acknowledge these writes, so no client has to see that this disk is in need.
-                held_back = self._log_limiter.permit(type(error).__name__)
-                if held_back is not None:
-                    _log.error("%d rows were not written: %s (held_back=%d)", len(rows), error, held_back)
-                self._on_commit(error)
-                self._finish(group, StorageError(f"not written: {error}"))
+                self._failed(group, error)
             else:
+                self._latencies.append((loop.time(), loop.time() - group[0].since))
                 self._on_commit(None)
-                self._finish(group, None)
+                self._finish([pending for pending in group if pending not in refused], None)
+                self._finish(refused, TooOldError(_TOO_OLD))
+
+    def _commit(self, group: list[_Pending]) -> list[_Pending]:
+        """Apply the rows of a group, in the writer's thread; returns those writes of which a row was refused.
+
+        What the store refuses must not be acknowledged: the client would take a deletion for done that is nowhere.
+        Nobody else makes the store refuse: repair has rules of its own.
+        """
+        if not self._refuses([row for pending in group for row in pending.rows]):
+            return []
+        if len(group) == 1:
+            return group
+        return [pending for pending in group if self._refuses(pending.rows)]
+
+    def _refuses(self, rows: Sequence[Row]) -> bool:
+        before = self._store.rows_refused
+        self._store.apply(rows)
+        return self._store.rows_refused > before
+
+    def _failed(self, group: list[_Pending], error: Exception) -> None:
+        self.failures += 1
+        # Others may acknowledge these writes, so no client has to see that this disk is in need.
+        held_back = self._log_limiter.permit(type(error).__name__)
+        if held_back is not None:
+            count = sum(len(pending.rows) for pending in group)
+            _log.error("%d rows were not written: %s (held_back=%d)", count, error, held_back)
+        self._on_commit(error)
+        self._finish(group, StorageError(f"not written: {error}"))
 
     def _take_group(self) -> list[_Pending]:
         """The oldest waiting writes that fit one transaction; none when all waiters went away."""
@@ -176,7 +229,7 @@ class GroupCommitWriter:
         self._queued_bytes -= pending.size_bytes
 
     @staticmethod
-    def _finish(group: list[_Pending], error: StorageError | None) -> None:
+    def _finish(group: list[_Pending], error: KvStoreError | None) -> None:
         for pending in group:
             if pending.done.done():
                 continue
@@ -184,4 +237,4 @@ class GroupCommitWriter:
                 pending.done.set_result(None)
             else:
                 # One object per waiter: a traceback belongs to one.
-                pending.done.set_exception(StorageError(str(error)))
+                pending.done.set_exception(type(error)(str(error)))

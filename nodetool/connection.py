@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, NoReturn, Protocol, Self, TypeVar
 
@@ -20,6 +20,7 @@ from gossiper.v1.admin_pb2_grpc import GossipAdminServiceStub
 from nodetool.errors import ExitStatus, NodetoolError, NotOfferedError, UnreachableError
 from nodetool.options import Options
 from nodetool.render import one_line
+from nodetool.repair_flags import RepairOrder
 
 #: A view of 100,000 endpoints with ten short values each is about 40 MB; gRPC's own limit is 4 MiB.
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -175,14 +176,81 @@ class Node:
         except NodetoolError as error:
             return None, error.message
 
-    def start_repair(
-        self, *, keyspace: str, first_token: int, last_token: int, peers: Sequence[str], timeout_seconds: float
-    ) -> UpdateStream:
+    def start_repair(self, order: RepairOrder, timeout_seconds: float) -> UpdateStream:
         """Begin a repair that this node coordinates; it ends with the stream, or when the stream is cancelled."""
+        ranges = () if order.token_range is None else (order.token_range,)
         request = repair_pb2.RepairRequest(
-            keyspace=keyspace, first_token=first_token, last_token=last_token, peers=peers
+            keyspace=order.keyspace,
+            token_ranges=(repair_pb2.TokenRange(first=first, last=last) for first, last in ranges),
+            primary_only=order.primary_only,
+            peers=order.peers,
+            datacenters=order.datacenters,
+            mode=repair_pb2.RepairMode.Value(f"REPAIR_MODE_{order.mode.upper()}"),
+            full=order.full,
+            force=order.force,
+            jobs=order.jobs,
+            strategy=repair_pb2.RepairStrategy.Value(f"REPAIR_STRATEGY_{order.strategy.upper()}"),
+            trace=order.trace,
         )
         return self._repair.Repair(request, timeout=timeout_seconds)
+
+    def resume_repair(self, session_id: str, timeout_seconds: float) -> UpdateStream:
+        """Go on with a repair that was paused or interrupted; as :meth:`start_repair`."""
+        return self._repair.ResumeRepair(repair_pb2.ResumeRepairRequest(session_id=session_id), timeout=timeout_seconds)
+
+    def repair_sessions(self) -> repair_pb2.ListSessionsResponse:
+        """Sessions that have not ended."""
+        return self._call(self._repair.ListSessions, repair_pb2.ListSessionsRequest(), "repair")
+
+    def repair_history(self, limit: int) -> repair_pb2.ListHistoryResponse:
+        """Sessions that have ended, the last one first."""
+        return self._call(self._repair.ListHistory, repair_pb2.ListHistoryRequest(limit=limit), "repair")
+
+    def session_state(self, session_id: str, timeout_seconds: float) -> int | None:
+        """The state of a session by its whole id; None if the node does not know or does not say it in time."""
+        try:
+            active = self._repair.ListSessions(repair_pb2.ListSessionsRequest(), timeout=timeout_seconds)
+            ended = self._repair.ListHistory(repair_pb2.ListHistoryRequest(), timeout=timeout_seconds)
+        except grpc.RpcError:
+            return None
+        sessions = {one.session_id: int(one.state) for one in (*ended.sessions, *active.sessions)}
+        return sessions.get(session_id)
+
+    def cancel_repairs(self, session_id: str, *, force: bool) -> repair_pb2.CancelRepairsResponse:
+        """End one session; "": all."""
+        request = repair_pb2.CancelRepairsRequest(session_id=session_id, all=not session_id, force=force)
+        return self._call(self._repair.CancelRepairs, request, "repair")
+
+    def pause_repair(self, session_id: str) -> repair_pb2.PauseRepairResponse:
+        """Hold a session up."""
+        return self._call(self._repair.PauseRepair, repair_pb2.PauseRepairRequest(session_id=session_id), "repair")
+
+    def repair_summaries(self, keyspace: str) -> repair_pb2.SummarizeRepairsResponse:
+        """How long ago each range was repaired; "": of every keyspace."""
+        request = repair_pb2.SummarizeRepairsRequest(keyspace=keyspace)
+        return self._call(self._repair.SummarizeRepairs, request, "repair")
+
+    def throttle(self) -> repair_pb2.Throttle:
+        """The limits that repair keeps on the node."""
+        return self._call(self._repair.GetThrottle, repair_pb2.GetThrottleRequest(), "a throttle of repair").throttle
+
+    def set_throttle(
+        self, *, bytes_per_second: float | None, rows_per_second: float | None, cpu_share: float | None
+    ) -> repair_pb2.Throttle:
+        """Other limits; None: as it is."""
+        request = repair_pb2.SetThrottleRequest(
+            bytes_per_second=bytes_per_second, rows_per_second=rows_per_second, cpu_share=cpu_share
+        )
+        return self._call(self._repair.SetThrottle, request, "a throttle of repair").throttle
+
+    def schedule(self) -> repair_pb2.Schedule:
+        """The automatic repair of the node."""
+        return self._call(self._repair.GetSchedule, repair_pb2.GetScheduleRequest(), "automatic repair").schedule
+
+    def pause_schedule(self, *, paused: bool) -> repair_pb2.Schedule:
+        """Have it begin nothing more, or begin again."""
+        request = repair_pb2.PauseScheduleRequest(paused=paused)
+        return self._call(self._repair.PauseSchedule, request, "automatic repair").schedule
 
     def is_answering(self) -> bool:
         """Whether the node answers anything at all within the timeout; a refusal is an answer."""
@@ -228,4 +296,6 @@ class Node:
             raise UnreachableError(f"the node at {node} is not ready: {details}") from None
         if code is grpc.StatusCode.INVALID_ARGUMENT:
             raise NodetoolError(f"refused by {node}: {details}", ExitStatus.USAGE) from None
+        if code in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ABORTED}:
+            raise NodetoolError(f"refused by {node}: {details}") from None
         raise NodetoolError(f"{node} answered {code.name}: {details}") from None

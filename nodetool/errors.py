@@ -13,7 +13,7 @@ class ExitStatus(IntEnum):
     DONE = 0
     FAILED = 1
     USAGE = 2
-    #: Reserved: a preview found differences.
+    #: A preview or a validation found differences, and the status was asked for.
     DIFFERENCES = 3
     PARTLY_DONE = 4
     UNREACHABLE = 5

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from nodetool import cluster, gossip, membership, netstats, node, repair
+from nodetool import cluster, gossip, membership, netstats, node, repair, repair_admin
 from nodetool.errors import ExitStatus, InterruptedCommandError, NodetoolError
 from nodetool.options import node_options
 from nodetool.render import one_line
@@ -20,7 +20,7 @@ Exit status:
   0    done
   1    the operation failed
   2    wrong usage
-  3    reserved: a preview found differences
+  3    replicas differ (repair --preview or --validate with --exit-code)
   4    partly done (a repair that left out replicas, a leave that not all are known to know)
   5    the node cannot be reached, is silent, or is not ready
   130  interrupted
@@ -76,19 +76,20 @@ def nodetool(ctx: click.Context) -> None:
 
 
 @nodetool.command("help")
-@click.argument("command", required=False)
+@click.argument("command", nargs=-1)
 @click.pass_context
-def help_command(ctx: click.Context, command: str | None) -> None:
+def help_command(ctx: click.Context, command: tuple[str, ...]) -> None:
     """Show this help, or that of a command."""
-    parent = ctx.parent
-    if parent is None or command is None:
-        click.echo((parent or ctx).get_help())
-        return
-    found = nodetool.get_command(parent, command)
-    if found is None:
-        raise _unknown_command(command, parent)
-    with click.Context(found, info_name=command, parent=parent) as context:
-        click.echo(found.get_help(context))
+    context = ctx.parent or ctx
+    for name in command:
+        group = context.command
+        found = group.get_command(context, name) if isinstance(group, click.Group) else None
+        if found is None and isinstance(group, click.Group) and group is not nodetool:
+            group.resolve_command(context, [name])
+        if found is None:
+            raise _unknown_command(name, ctx.parent or ctx)
+        context = click.Context(found, info_name=name, parent=context)
+    click.echo(context.get_help())
 
 
 for _command in (
@@ -100,6 +101,7 @@ for _command in (
     netstats.netstats,
     node.replicas,
     repair.repair,
+    repair_admin.repair_admin,
     gossip.statusgossip,
     gossip.disablegossip,
     gossip.enablegossip,

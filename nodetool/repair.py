@@ -1,276 +1,125 @@
-"""``repair``: have the node compare its replica with the others and move exactly the rows that differ.
-
-A reader thread takes the updates from the call, so that the main thread can show a progress that moves, be
-interrupted, and notice a node that has fallen silent.
-"""
+"""``repair``: have the node compare its replica with the others and move exactly the rows that differ."""
 
 from __future__ import annotations
 
-import os
-import queue
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING
 
 import click
 
 from nodetool.connect import connect
-from nodetool.errors import ExitStatus, InterruptedCommandError, NodetoolError, UnreachableError
+from nodetool.errors import ExitStatus, NodetoolError, NotOfferedError
 from nodetool.options import Options, examples, node_options, pass_options
-from nodetool.render import byte_size, colour_wanted, json_text, labelled, one_line, rfc3339
+from nodetool.render import printable, split_endpoint
+from nodetool.repair_flags import RepairOrder, check_replicas, mode_of, range_of, repair_options
+from nodetool.repair_follow import follow
+from nodetool.repair_report import raise_unless_done, repair_json, repair_text
 
 if TYPE_CHECKING:
-    from antientropy.v1.admin_pb2 import RepairUpdate
-    from nodetool.connection import Node, UpdateStream
-
-#: A repair of everything; the session timeout of Cassandra's automatic repair.
-SESSION_TIMEOUT_SECONDS_DEFAULT: Final = 3 * 3600.0
-TOKEN_MAX: Final = 2**64 - 1
-#: Updates that wait to be shown; a node that reports faster than a terminal draws is slowed down.
-UPDATES_WAITING_MAX: Final = 1024
-_PHASES: Final = {1: "preparing", 2: "comparing", 3: "streaming", 4: "verifying", 5: "finished"}
-_COMPLETED, _PARTIAL, _FAILED = 1, 2, 3
-_OUTCOMES: Final = {_COMPLETED: "completed", _PARTIAL: "partial", _FAILED: "failed"}
-_Show = Callable[["RepairUpdate"], None]
+    from nodetool.connection import Node
 
 
-def _token(text: str) -> int:
-    try:
-        token = int(text, 0)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a decimal number, nor 0x and hexadecimal digits") from None
-    if not 0 <= token <= TOKEN_MAX:
-        raise click.BadParameter(f"{text} is not within 0 to {TOKEN_MAX}")
-    return token
+def _has_port(host: str) -> bool:
+    return host.startswith("[") and "]:" in host if host.count(":") > 1 else ":" in host
 
 
-def _stamped(message: str, moment: datetime) -> str:
-    """A line of progress as Cassandra writes it: ``[2026-01-02 03:04:05,678] message``, in local time."""
-    local = moment.astimezone()
-    return f"[{local:%Y-%m-%d %H:%M:%S},{local.microsecond // 1000:03d}] {message}"
-
-
-def _follow(node: Node, stream: UpdateStream, show: _Show) -> RepairUpdate:
-    """Show every update; return the one that carries the outcome.
+def _peers(node: Node, keyspace: str, hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """The endpoints that are meant: a host without a port is the replica there, the node itself takes part anyway.
 
     Raises:
-        NodetoolError: the call failed, ended without an outcome, or the node fell silent.
+        NodetoolError: no replica, or several, are at a host; or the node itself was named alone.
     """
-    updates: queue.Queue[RepairUpdate | Exception | None] = queue.Queue(UPDATES_WAITING_MAX)
-
-    def read() -> None:
-        try:
-            for update in stream:
-                updates.put(update)
-            updates.put(None)
-        except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
-            updates.put(error)
-
-    threading.Thread(target=read, name="repair-updates", daemon=True).start()
-    last: RepairUpdate | None = None
-    while True:
-        try:
-            update = updates.get(timeout=node.timeout_seconds)
-        except queue.Empty:
-            # Comparing a large replica may be silent for long; a node that does not answer anything is gone.
-            if not node.is_answering():
-                raise UnreachableError(f"{node.address} fell silent; the outcome of the repair is not known") from None
-            continue
-        if update is None:
-            break
-        if isinstance(update, Exception):
-            node.raise_for_repair(update)
-        last = update
-        show(update)
-    if last is None or last.outcome not in _OUTCOMES:
-        raise NodetoolError(f"{node.address} ended the repair without saying its outcome")
-    return last
+    if not hosts:
+        return ()
+    replicas = [] if all(map(_has_port, hosts)) else list(node.replica(keyspace).replicas)
+    found = dict.fromkeys(host if _has_port(host) else _replica_at(host, replicas) for host in hosts)
+    try:
+        found.pop(node.node_info().endpoint, None)
+    except NotOfferedError:
+        # Repair without gossip: the node cannot say who it is, and refuses its own name by itself.
+        return tuple(found)
+    if not found:
+        raise NodetoolError("-hosts names only the node itself; name another replica too", ExitStatus.USAGE)
+    return tuple(found)
 
 
-def _lines(stream: TextIO) -> _Show:
-    """Shows an update as one stamped line on ``stream``; the same words twice in a row are shown once."""
-    shown = ""
-
-    def show(update: RepairUpdate) -> None:
-        nonlocal shown
-        message = one_line(update.message)
-        if message and message != shown:
-            shown = message
-            click.echo(_stamped(message, datetime.now(tz=UTC)), file=stream)
-
-    return show
+def _replica_at(host: str, replicas: list[str]) -> str:
+    there = [endpoint for endpoint in replicas if split_endpoint(endpoint)[0] == host.strip("[]")]
+    if len(there) == 1:
+        return there[0]
+    if there:
+        raise NodetoolError(f"{len(there)} replicas are at {host} ({', '.join(there)}); add a port", ExitStatus.USAGE)
+    known = printable(", ".join(replicas))
+    raise NodetoolError(f"no replica is at {printable(host)}; the replicas are: {known}", ExitStatus.USAGE)
 
 
-@contextmanager
-def _progress_bar() -> Iterator[_Show]:
-    """Shows updates as a bar on standard error, which must be a terminal."""
-    from rich.console import Console  # noqa: PLC0415 - only here, and slow to import
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[moved]}", markup=False),
-    )
-    console = Console(stderr=True, no_color=not colour_wanted(sys.stderr))
-    # The lines that may go to a piped standard output must not be drawn above the bar instead.
-    with Progress(*columns, console=console, redirect_stdout=False) as progress:
-        task = progress.add_task("preparing", total=1.0, moved="")
-
-        def show(update: RepairUpdate) -> None:
-            statistics = update.statistics
-            progress.update(
-                task,
-                completed=min(max(update.progress, 0.0), 1.0),
-                description=_PHASES.get(update.phase, "repairing"),
-                moved=f"{statistics.rows_moved:,} rows moved, {byte_size(statistics.move_bytes)}",
-            )
-
-        yield show
-
-
-@contextmanager
-def _display(options: Options) -> Iterator[_Show]:
-    """A bar on a terminal, lines elsewhere; with ``--output json`` standard output stays free for the result."""
-    # NO_COLOR forbids colour, not movement.
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        with _progress_bar() as bar:
-            log = _lines(sys.stdout) if not options.json and not sys.stdout.isatty() else None
-
-            def show(update: RepairUpdate) -> None:
-                bar(update)
-                if log is not None:
-                    log(update)
-
-            yield show
-    else:
-        yield _lines(sys.stderr if options.json else sys.stdout)
-
-
-def repair_text(update: RepairUpdate) -> str:
-    """The closing summary."""
-    statistics = update.statistics
-    outcome = {
-        _COMPLETED: "Repair completed successfully",
-        _PARTIAL: "Repair partly done",
-        _FAILED: "Repair failed",
-    }[update.outcome]
-    rows = (
-        ("Rows that differed", f"{statistics.rows_differing:,}"),
-        ("Rows moved", f"{statistics.rows_moved:,}"),
-        ("Rows moved at best", f"{statistics.rows_optimal:,}"),
-        ("Bytes for finding", _bytes(statistics.find_bytes)),
-        ("Bytes for moving", _bytes(statistics.move_bytes)),
-        ("Round trips", f"{statistics.round_trips:,}"),
-        ("Pairs compared", f"{statistics.pairs_compared:,}, of them equal: {statistics.pairs_equal:,}"),
-        ("Session", one_line(update.session_id)),
-    )
-    head = f"{outcome} in {statistics.elapsed_seconds:.2f} s"
-    return "\n".join([head, *(labelled(f"  {label}", value) for label, value in rows)])
-
-
-def _bytes(count: int) -> str:
-    return f"{count:,} ({byte_size(count)})" if count >= 1024 else str(count)
-
-
-def repair_json(update: RepairUpdate, keyspace: str) -> str:
-    """The same for programs: one object, printed when the repair has ended."""
-    statistics = update.statistics
-    return json_text(
-        {
-            "time": rfc3339(datetime.now(tz=UTC)),
-            "session_id": update.session_id,
-            "keyspace": keyspace or None,
-            "outcome": _OUTCOMES[update.outcome],
-            "message": update.message,
-            "progress_ratio": update.progress,
-            "rows_differing": statistics.rows_differing,
-            "rows_moved": statistics.rows_moved,
-            "rows_optimal": statistics.rows_optimal,
-            "find_bytes": statistics.find_bytes,
-            "move_bytes": statistics.move_bytes,
-            "round_trips": statistics.round_trips,
-            "pairs_compared": statistics.pairs_compared,
-            "pairs_equal": statistics.pairs_equal,
-            "elapsed_seconds": statistics.elapsed_seconds,
-        }
-    )
-
-
-def _range(start: int | None, end: int | None) -> tuple[int, int]:
-    """First and last token; both 0 stand for every token on the wire."""
-    if start is None and end is None:
-        return 0, 0
-    first, last = start or 0, TOKEN_MAX if end is None else end
-    if first > last:
-        raise click.UsageError("--start-token is greater than --end-token", click.get_current_context())
-    if last == 0:
-        raise click.UsageError("a range of token 0 alone cannot be named", click.get_current_context())
-    return first, last
+def _own_datacenter(node: Node) -> str:
+    datacenter = node.node_info().datacenter
+    if not datacenter:
+        raise NodetoolError("the node does not say its data centre; name it with -dc", ExitStatus.USAGE)
+    return datacenter
 
 
 @click.command(
+    options_metavar="[OPTIONS]",
     epilog=examples(
         "nodetool repair",
-        "nodetool repair -hosts 10.0.0.2:7000 -hosts 10.0.0.3:7000",
+        "nodetool repair --preview                # what would move, to the row",
+        "nodetool repair --validate --exit-code   # 3 if the replicas differ",
+        "nodetool repair -pr                      # on every node: each range once",
+        "nodetool repair kv -hosts 10.0.0.2 -hosts 10.0.0.3:7000",
         "nodetool repair -st 0x0000000000000000 -et 0x00ffffffffffffff",
         "nodetool repair --output json | jq .rows_moved",
-    )
+    ),
 )
-@click.argument("keyspace", default="")
-@click.option(
-    "-hosts",
-    "--in-hosts",
-    "peers",
-    multiple=True,
-    metavar="HOST:PORT",
-    help="Repair with this replica only, by its gossip endpoint; may be given again.  [default: all]",
-)
-@click.option("-st", "--start-token", type=_token, metavar="TOKEN", help="First token of the range, inclusive.")
-@click.option("-et", "--end-token", type=_token, metavar="TOKEN", help="Last token of the range, inclusive.")
-@click.option(
-    "--session-timeout",
-    "session_timeout_seconds",
-    type=click.FloatRange(min=0.0, min_open=True, max=7 * 86_400.0),
-    default=SESSION_TIMEOUT_SECONDS_DEFAULT,
-    metavar="SECONDS",
-    help=f"Cancel the repair after this time.  [default: {SESSION_TIMEOUT_SECONDS_DEFAULT:g}]",
-)
+@repair_options
 @node_options
 @pass_options
 def repair(
     options: Options,
     *,
     keyspace: str,
-    peers: tuple[str, ...],
+    primary_only: bool,
     start_token: int | None,
     end_token: int | None,
+    hosts: tuple[str, ...],
+    datacenters: tuple[str, ...],
+    local: bool,
+    full: bool,
+    preview: bool,
+    validate: bool,
+    pull: bool,
+    force: bool,
+    jobs: int,
+    trace: bool,
+    strategy: str,
+    exit_code: bool,
     session_timeout_seconds: float,
 ) -> None:
     """Make the replicas of a keyspace equal, with this node as the coordinator.
 
-    Shows a progress bar on a terminal, stamped lines elsewhere, and a summary: rows that differed, rows moved, bytes
-    for finding and for moving them. Ctrl-C cancels the repair. Exits with 4 if only a part could be repaired.
+    Finds exactly the rows that differ and moves each once. Shows what happens in stamped lines, on a terminal with a
+    bar below them, and then a summary. Ctrl-C ends the repair and says how to go on; rows that were moved stay. Exits
+    with 4 if only a part could be repaired.
+
+    Cassandra's -seq, -dcpar, -os, -iuk and -skip-paxos are taken and change nothing.
     """
-    first, last = _range(start_token, end_token)
+    mode = mode_of(preview=preview, validate=validate, pull=pull, exit_code=exit_code, strategy=strategy)
+    check_replicas(primary_only=primary_only, hosts=hosts, datacenters=datacenters, local=local)
+    token_range = range_of(start_token, end_token)
     with connect(options) as node:
-        stream = node.start_repair(
-            keyspace=keyspace, first_token=first, last_token=last, peers=peers, timeout_seconds=session_timeout_seconds
+        order = RepairOrder(
+            keyspace=keyspace,
+            token_range=token_range,
+            primary_only=primary_only,
+            peers=_peers(node, keyspace, hosts),
+            datacenters=(_own_datacenter(node),) if local else datacenters,
+            mode=mode,
+            full=full,
+            force=force,
+            jobs=jobs,
+            strategy=strategy,
+            trace=trace,
         )
-        try:
-            with _display(options) as show:
-                update = _follow(node, stream, show)
-        except KeyboardInterrupt:
-            raise InterruptedCommandError("the repair was cancelled") from None
-        finally:
-            stream.cancel()
-    click.echo(repair_json(update, keyspace) if options.json else repair_text(update))
-    if update.outcome == _PARTIAL:
-        raise NodetoolError(f"repair partly done: {one_line(update.message)}", ExitStatus.PARTLY_DONE)
-    if update.outcome == _FAILED:
-        raise NodetoolError(f"repair failed: {one_line(update.message)}")
+        update = follow(node, node.start_repair(order, session_timeout_seconds), options)
+    click.echo(repair_json(update, mode) if options.json else repair_text(update, mode))
+    raise_unless_done(update, exit_code=exit_code)

@@ -663,8 +663,7 @@ async def test_admin_describes_and_repairs() -> None:
         assert before.root_digest == root_of(one, FULL).digest
         assert before.stored_bytes > 0
         updates = [update async for update in stub.Repair(admin_pb2.RepairRequest(keyspace="kv"), timeout=20)]
-        assert updates[-1].outcome == admin_pb2.REPAIR_OUTCOME_COMPLETED
-        assert updates[-1].phase == admin_pb2.REPAIR_PHASE_FINISHED
+        assert updates[-1].state == admin_pb2.SESSION_STATE_COMPLETED
         assert updates[-1].progress == 1.0
         assert updates[-1].statistics.rows_moved == updates[-1].statistics.rows_optimal == 100
         assert updates[-1].statistics.move_bytes > 0
@@ -677,7 +676,10 @@ async def test_admin_describes_and_repairs() -> None:
     ("request_", "code"),
     [
         (admin_pb2.RepairRequest(keyspace="nope"), grpc.StatusCode.NOT_FOUND),
-        (admin_pb2.RepairRequest(first_token=9, last_token=3), grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            admin_pb2.RepairRequest(token_ranges=[admin_pb2.TokenRange(first=9, last=3)]),
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
         (admin_pb2.RepairRequest(peers=["stranger:1"]), grpc.StatusCode.INVALID_ARGUMENT),
     ],
 )

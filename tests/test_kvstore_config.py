@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from antientropy.core.deletes import PurgeMode
 from gossiper.errors import ConfigError
 from kvstore.config import KvStoreConfig, is_loopback, load_config
 from kvstore.membership import SCHEMA_VERSION, replica_endpoints
@@ -87,6 +88,8 @@ def test_the_settings_of_gossip_reach_the_gossiper(tmp_path: Path) -> None:
         "seed_reload_seconds": 5.0,
         "shadow_timeout_seconds": 7.0,
         "push_fanout": 0,
+        "digest_form": "plain",
+        "partners": 0,
         "own_zone_probability": 0.5,
         "remote_exchanges_per_second": 2.0,
         "datacenter": "east",
@@ -159,3 +162,61 @@ def test_replicas_are_the_members_that_hold_rows() -> None:
         member("10.0.0.5:7000", HOST_ID="e", STATUS="NORMAL", schema=False),
     ]
     assert replica_endpoints(members) == ("10.0.0.1:7000", "10.0.0.2:7000", "10.0.0.3:7000")
+
+
+def test_the_settings_of_repair_reach_the_service_and_its_schedule(tmp_path: Path) -> None:
+    config = load_config(None, {"data_dir": tmp_path})
+    repair, schedule = config.repair_config(), config.scheduler_settings()
+    assert repair.data_dir == tmp_path / "repair"
+    assert repair.purge is PurgeMode.REPAIR
+    assert repair.version_at is not None
+    assert repair.version_time is not None
+    assert repair.version_time(repair.version_at(1_800_000_000.5)) == 1_800_000_000.5
+    assert repair.throttle.rows_per_second is None
+    assert schedule.enabled
+    assert schedule.period_seconds == 3600
+    other = load_config(
+        None,
+        {
+            "data_dir": tmp_path,
+            "repair_period_seconds": 86_400.0,
+            "repair_window": "22:00-06:00",
+            "repair_throttle_bytes_per_second": 1e6,
+            "repair_throttle_rows_per_second": 1e4,
+            "repair_throttle_cpu_share": 0.25,
+            "gc_mode": "time",
+            "gc_grace_seconds": 864_000.0,
+        },
+    )
+    repair = other.repair_config()
+    throttle = repair.throttle
+    assert (throttle.bytes_per_second, throttle.rows_per_second, throttle.cpu_share) == (1e6, 1e4, 0.25)
+    assert (repair.purge, repair.gc_grace_seconds) == (PurgeMode.TIME, 864_000)
+    assert other.scheduler_settings().windows == ("22:00-06:00",)
+    assert not load_config(None, {"data_dir": tmp_path, "repair_period_seconds": 0.0}).scheduler_settings().enabled
+
+
+def test_faults_of_repair_name_the_setting(tmp_path: Path) -> None:
+    options = {
+        "repair_period_seconds": 0.5,
+        "repair_window": "22-6",
+        "repair_throttle_bytes_per_second": -1.0,
+        "repair_throttle_rows_per_second": float("inf"),
+        "repair_throttle_cpu_share": 0.0,
+        "gc_mode": "never",
+        "gc_grace_seconds": 1.0,
+        "digest_form": "short",
+        "partners": -1,
+    }
+    faults = faults_of(None, {"data_dir": tmp_path, **options})
+    assert sorted(fault.split(": ")[1] for fault in faults) == sorted(options)
+    (fault,) = faults_of(None, {"data_dir": tmp_path, "repair_window": "22:00-06:00"})
+    assert "needs repair_period_seconds of at least 86400 (it is 3600)" in fault
+
+
+def test_purge_by_time_without_repairs_in_time_is_warned_of(tmp_path: Path) -> None:
+    options: dict[str, object] = {"data_dir": tmp_path, "gc_mode": "time"}
+    assert load_config(None, options).warnings == []
+    for period in (0.0, 500_000.0):
+        (warning,) = load_config(None, {**options, "repair_period_seconds": period}).warnings
+        assert "deleted rows may come back" in warning

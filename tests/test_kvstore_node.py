@@ -18,7 +18,9 @@ from gossiper import NotRunningError
 from kvstore import AsyncKeyValueClient, Consistency, KvStoreConfig, KvStoreNode, Mutation
 from kvstore.errors import ClockDriftError, StartError, UnreachableError
 from kvstore.hlc import HybridLogicalClock, version_at
-from kvstore.node import ClockedStore, load_is_due
+from kvstore.load import load_is_due
+from kvstore.machine import ThisMachine
+from kvstore.store import ClockedStore
 
 FREE = "127.0.0.1:0"
 
@@ -56,6 +58,11 @@ async def test_a_node_serves_and_announces_itself(tmp_path: Path) -> None:
             description = await client.describe()
             assert (description.row_count, description.tombstone_count) == (3, 2)
             assert (description.replicas_required, description.alive_count) == (1, 1)
+            series = dict(node.gossiper.metrics.snapshot())
+            assert (series["kvstore_rows"], series["kvstore_tombstones"]) == (3, 2)
+            assert series["kvstore_commits_total"] >= 3
+            assert series["kvstore_commit_latency_seconds"] > 0
+            assert series["kvstore_rows_refused_total"] == series["kvstore_commit_failures_total"] == 0
         address = node.addresses.clients
     async with AsyncKeyValueClient(address) as client:
         with pytest.raises(UnreachableError):
@@ -145,7 +152,7 @@ async def test_a_start_that_fails_gives_everything_back(tmp_path: Path, listener
 async def test_a_clock_that_was_set_back_refuses_writes_and_reads_go_on(tmp_path: Path) -> None:
     async with KvStoreNode(config_of(tmp_path)) as node, AsyncKeyValueClient(node.addresses.clients) as client:
         await client.put(b"city", b"Paris")
-    hour_ago = KvStoreNode(config_of(tmp_path), wall=lambda: time.time() - 3600)
+    hour_ago = KvStoreNode(config_of(tmp_path), machine=ThisMachine(wall=lambda: time.time() - 3600))
     async with hour_ago as node, AsyncKeyValueClient(node.addresses.clients) as client:
         with pytest.raises(ClockDriftError, match="was set back"):
             await client.put(b"city", b"Rome")

@@ -119,7 +119,7 @@ def test_death_and_return_repair_and_nothing_but_repair(
     assert root_of(three)[1:] == (300, 0)
 
     last = repair(one)[-1]
-    assert last.outcome == repair_pb.REPAIR_OUTCOME_COMPLETED, last.message
+    assert last.state == repair_pb.SESSION_STATE_COMPLETED, last.message
     assert last.statistics.rows_differing == 30
     assert last.statistics.rows_moved == last.statistics.rows_optimal == 30
     assert root_of(one) == root_of(two) == root_of(three)
@@ -127,7 +127,7 @@ def test_death_and_return_repair_and_nothing_but_repair(
     assert root_of(three)[1:] == (300, 10)
 
     again = repair(three)[-1]
-    assert again.outcome == repair_pb.REPAIR_OUTCOME_COMPLETED
+    assert again.state == repair_pb.SESSION_STATE_COMPLETED
     assert again.statistics.rows_moved == again.statistics.rows_differing == again.statistics.move_bytes == 0
     assert again.statistics.pairs_equal == again.statistics.pairs_compared == again.statistics.round_trips
 

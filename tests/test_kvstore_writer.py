@@ -12,8 +12,8 @@ import pytest
 from antientropy.errors import StoreFullError
 from antientropy.store import Row
 from antientropy.stores.lmdb import LmdbRowStore
-from kvstore.errors import OverloadedError, StoppingError, StorageError
-from kvstore.limits import COMMIT_ROWS_MAX
+from kvstore.errors import OverloadedError, StoppingError, StorageError, TooOldError
+from kvstore.limits import COMMIT_ROWS_MAX, LATENCY_WINDOW_SECONDS
 from kvstore.writer import GroupCommitWriter
 
 
@@ -25,13 +25,17 @@ class GatedStore:
         self.entered = threading.Event()
         self.commits: list[list[Row]] = []
         self.fault: Exception | None = None
+        self.rows_refused = 0
+        self.floor = 0
 
     def apply(self, rows: Iterable[Row]) -> int:
         self.entered.set()
         assert self.gate.wait(30)
         if self.fault is not None:
             raise self.fault
-        self.commits.append(list(rows))
+        arrived = list(rows)
+        self.commits.append([row for row in arrived if row.version >= self.floor])
+        self.rows_refused += len(arrived) - len(self.commits[-1])
         return len(self.commits[-1])
 
 
@@ -186,3 +190,41 @@ async def test_every_transaction_is_told(tmp_path: Path) -> None:
     assert told[0] is None
     assert isinstance(told[1], StoreFullError)
     assert len(told) == 2
+
+
+async def test_the_recent_latency_is_told_until_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = GatedStore()
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    async with GroupCommitWriter(store) as writer:
+        assert writer.recent_latency_seconds() is None
+        monkeypatch.setattr(loop, "time", lambda: now)
+        waiting = asyncio.create_task(writer.write([row(0)]))
+        await until_entered(store)
+        monkeypatch.setattr(loop, "time", lambda: now + 0.25)
+        store.gate.set()
+        await waiting
+        assert writer.recent_latency_seconds() == pytest.approx(0.25)
+        monkeypatch.setattr(loop, "time", lambda: now + 0.25 + LATENCY_WINDOW_SECONDS + 0.01)
+        assert writer.recent_latency_seconds() is None
+        monkeypatch.undo()
+
+
+async def test_what_the_store_refuses_is_not_acknowledged_and_its_neighbours_are() -> None:
+    store = GatedStore()
+    store.floor = 5
+    async with GroupCommitWriter(store) as writer:
+        first = asyncio.create_task(writer.write([row(9)]))
+        await until_entered(store)
+        writes = [[row(number)] for number in range(1, 8)] + [[row(2), row(8)]]
+        tasks = [asyncio.create_task(writer.write(rows)) for rows in writes]
+        await asyncio.sleep(0)
+        store.gate.set()
+        await first
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        refused = [min(one.version for one in rows) < store.floor for rows in writes]
+        assert [isinstance(result, TooOldError) for result in results] == refused
+        assert all(result is None for result in results if not isinstance(result, TooOldError))
+        with pytest.raises(TooOldError, match="older than what repair has settled"):
+            await writer.write([row(0)])
+        assert writer.failures == 0

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import pytest
 from unserved_admin import UnservedAdmin
+from unserved_repair import UnservedRepairAdmin
 
 from antientropy.v1 import admin_pb2 as repair_pb2
 from antientropy.v1 import admin_pb2_grpc as repair_grpc
@@ -125,7 +126,7 @@ class FakeGossip(UnservedAdmin):
 
 
 @dataclass
-class FakeRepair(repair_grpc.RepairAdminServiceServicer):
+class FakeRepair(UnservedRepairAdmin):
     """Describes a replica; repairing has its own tests."""
 
     replica: repair_pb2.DescribeReplicaResponse = field(default_factory=replica)
@@ -831,8 +832,8 @@ async def test_a_store_that_is_not_ready_costs_status_only_its_ownership(run: Ru
 
 async def test_a_gossiper_without_repair(run: Run) -> None:
     async with serving(FakeGossip()) as port:
-        for command in ("repair", "replicas"):
-            ran = await run(command, port=port)
+        for command in (["repair"], ["replicas"], ["repair_admin", "list"], ["repair_admin", "cancel", "--all"]):
+            ran = await run(*command, port=port)
             assert ran == Ran(1, "", f"nodetool: the node at 127.0.0.1:{port} does not offer repair\n")
 
 

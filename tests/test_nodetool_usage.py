@@ -41,7 +41,13 @@ def test_without_arguments_it_shows_its_help(run: Run) -> None:
     assert ran.out.startswith("Usage: nodetool [OPTIONS] [COMMAND]")
     assert (run("help")).out == ran.out
     assert (run("--help")).out == ran.out
-    for line in ("0    done", "1    the operation failed", "2    wrong usage", "3    reserved", "4    partly done"):
+    for line in (
+        "0    done",
+        "1    the operation failed",
+        "2    wrong usage",
+        "3    replicas differ",
+        "4    partly done",
+    ):
         assert line in ran.out
     assert "5    the node cannot be reached" in ran.out
     assert "130  interrupted" in ran.out
@@ -56,6 +62,7 @@ COMMANDS = (
     "describecluster",
     "replicas",
     "repair",
+    "repair_admin",
     "statusgossip",
     "disablegossip",
     "enablegossip",
@@ -76,6 +83,23 @@ def test_every_command_has_examples(run: Run, command: str) -> None:
     assert f"Usage: nodetool {command} " in ran.out
     assert f"Examples:\n    nodetool {command}" in ran.out
     assert (run(command, "--help")).out == ran.out
+
+
+@pytest.mark.parametrize(
+    "command", ["list", "history", "cancel", "pause", "resume", "summarize", "throttle", "schedule"]
+)
+def test_every_command_of_repair_admin_has_examples(run: Run, command: str) -> None:
+    ran = run("help", "repair_admin", command)
+    assert ran.status == 0
+    assert f"Usage: nodetool repair_admin {command} " in ran.out
+    assert f"Examples:\n    nodetool repair_admin {command}" in ran.out
+    assert run("repair_admin", command, "--help").out == ran.out
+    assert f"\n  {command} " in run("repair_admin").out
+
+
+@pytest.mark.parametrize("command", [["repair"], ["repair_admin"], ["repair_admin", "schedule"]])
+def test_help_fits_80_columns(run: Run, command: list[str]) -> None:
+    assert max(map(len, run("help", *command).out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -110,7 +134,77 @@ def test_every_command_has_examples(run: Run, command: str) -> None:
             ["repair", "-st", "9", "-et", "8"],
             "--start-token is greater than --end-token. See 'nodetool help repair'.",
         ),
-        (["repair", "-et", "0"], "a range of token 0 alone cannot be named. See 'nodetool help repair'."),
+        (
+            ["repair", "--preview", "--pull"],
+            "--preview and --pull exclude one another. See 'nodetool help repair'.",
+        ),
+        (["repair", "--exit-code"], "--exit-code needs --preview or --validate. See 'nodetool help repair'."),
+        (
+            ["repair", "-vd", "--strategy", "rows"],
+            "--strategy says how rows are found, and --validate looks for none. See 'nodetool help repair'.",
+        ),
+        (
+            ["repair", "-hosts", "10.0.0.1", "-local"],
+            (
+                "-hosts names replicas and -dc, -local choose them by data centre; give one of these only. "
+                "See 'nodetool help repair'."
+            ),
+        ),
+        (
+            ["repair", "-dc", "dc1", "-local"],
+            (
+                "-local is the node's own data centre and -dc names one; give one of these only. "
+                "See 'nodetool help repair'."
+            ),
+        ),
+        (
+            ["repair", "-pr", "-dc", "dc1"],
+            (
+                "-pr repairs each range once if all nodes do it with all replicas; leave -hosts and -dc out. "
+                "See 'nodetool help repair'."
+            ),
+        ),
+        (
+            ["repair", "kv", "users"],
+            "a keyspace has no tables here; name the keyspace alone, without users. See 'nodetool help repair'.",
+        ),
+        (
+            ["repair", "-paxos-only"],
+            "-paxos-only has no meaning here: there is no Paxos to repair. See 'nodetool help repair'.",
+        ),
+        (
+            ["repair", "--include-gcgs-expired-tombstones"],
+            (
+                "--include-gcgs-expired-tombstones has no meaning here: tombstones that some replicas may have purged "
+                "are never compared, or deleted rows would return. See 'nodetool help repair'."
+            ),
+        ),
+        (
+            ["repair_admin", "canel"],
+            "'canel' is not a command of repair_admin; did you mean 'cancel'? See 'nodetool help repair_admin'.",
+        ),
+        (
+            ["help", "repair_admin", "lst"],
+            "'lst' is not a command of repair_admin; did you mean 'list'? See 'nodetool help repair_admin'.",
+        ),
+        (["repair_admin", "xyz"], "'xyz' is not a command of repair_admin. See 'nodetool help repair_admin'."),
+        (["help", "repair", "more"], "'more' is not a nodetool command. See 'nodetool help'."),
+        (["repair_admin", "cancel"], "name one session, or give --all. See 'nodetool help repair_admin cancel'."),
+        (
+            ["repair_admin", "cancel", "47", "--all"],
+            "name one session, or give --all. See 'nodetool help repair_admin cancel'.",
+        ),
+        (
+            ["repair_admin", "cancel", "47", "-s", "48"],
+            "name one session, or give --all. See 'nodetool help repair_admin cancel'.",
+        ),
+        (
+            ["repair_admin", "throttle", "--bytes-per-second", "fast"],
+            (
+                "Invalid value for '--bytes-per-second': 'fast' is not a number of bytes such as 500000, 512KiB or "
+                "16MiB, nor 'none'. See 'nodetool help repair_admin throttle'."
+            ),
+        ),
         (
             ["repair", "-st", "zz"],
             (
@@ -135,6 +229,22 @@ def test_wrong_usage_is_one_line(run: Run, arguments: list[str], line: str) -> N
         ["status", "--wait-alive", "0"],
         ["repair", "-st", "-1"],
         ["repair", "-et", str(2**64)],
+        ["repair", "-j", "0"],
+        ["repair", "-j", "5"],
+        ["repair", "--strategy", "best"],
+        ["repair", "--session-timeout", "0"],
+        ["repair_admin", "--bogus"],
+        ["repair_admin", "pause"],
+        ["repair_admin", "resume"],
+        ["repair_admin", "history", "--limit", "1001"],
+        ["repair_admin", "throttle", "--bytes-per-second", "-1"],
+        ["repair_admin", "throttle", "--bytes-per-second", "0.0k"],
+        ["repair_admin", "throttle", "--rows-per-second", "1.5"],
+        ["repair_admin", "throttle", "--rows-per-second", "00"],
+        ["repair_admin", "throttle", "--cpu-share", "0"],
+        ["repair_admin", "throttle", "--cpu-share", "101%"],
+        ["repair_admin", "throttle", "--cpu-share", "half"],
+        ["repair_admin", "schedule", "stop"],
         ["-p"],
     ],
 )

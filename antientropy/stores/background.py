@@ -36,6 +36,8 @@ RIDE_BYTES_MAX: Final = 64 * 1024
 RIDE_SHARE: Final = 0.1
 #: ... and how often it takes that many whatever they take.
 BULK_RIDE_EVERY: Final = 160
+#: For fewer it is not worth it: the first one costs as much as several.
+_RIDE_ROWS_MIN: Final = 4
 #: What a row costs until it is known, and what it costs with the pages that have to be written for it, as a multiple.
 _ROW_SECONDS: Final = 20e-6
 _ROW_COST_WITH_PAGES: Final = 3.0
@@ -137,8 +139,8 @@ class BackgroundWrites(Generic[Item]):
         if self._since_bulk >= BULK_RIDE_EVERY:
             self._since_bulk = 0
             return RIDE_ROWS_MAX
-        affordable = RIDE_SHARE * self._foreground_seconds / (_ROW_COST_WITH_PAGES * self._row_seconds)
-        return min(RIDE_ROWS_MAX, int(affordable))
+        affordable = int(RIDE_SHARE * self._foreground_seconds / (_ROW_COST_WITH_PAGES * self._row_seconds))
+        return min(RIDE_ROWS_MAX, affordable) if affordable >= _RIDE_ROWS_MIN else 0
 
     def settle(self, riders: Sequence[tuple[Job[Item], int]]) -> None:
         """Rows that were taken along are durable; with each, how many rows it changed (0 or 1)."""

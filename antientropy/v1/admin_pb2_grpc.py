@@ -44,6 +44,56 @@ class RepairAdminServiceStub(object):
                 request_serializer=antientropy_dot_v1_dot_admin__pb2.RepairRequest.SerializeToString,
                 response_deserializer=antientropy_dot_v1_dot_admin__pb2.RepairUpdate.FromString,
                 _registered_method=True)
+        self.ResumeRepair = channel.unary_stream(
+                '/antientropy.v1.RepairAdminService/ResumeRepair',
+                request_serializer=antientropy_dot_v1_dot_admin__pb2.ResumeRepairRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_admin__pb2.RepairUpdate.FromString,
+                _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/antientropy.v1.RepairAdminService/ListSessions',
+                request_serializer=antientropy_dot_v1_dot_admin__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_admin__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.ListHistory = channel.unary_unary(
+                '/antientropy.v1.RepairAdminService/ListHistory',
+                request_serializer=antientropy_dot_v1_dot_admin__pb2.ListHistoryRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_admin__pb2.ListHistoryResponse.FromString,
+                _registered_method=True)
+        self.CancelRepairs = channel.unary_unary(
+                '/antientropy.v1.RepairAdminService/CancelRepairs',
+                request_serializer=antientropy_dot_v1_dot_admin__pb2.CancelRepairsRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_admin__pb2.CancelRepairsResponse.FromString,
+                _registered_method=True)
+        self.PauseRepair = channel.unary_unary(
+                '/antientropy.v1.RepairAdminService/PauseRepair',
+                request_serializer=antientropy_dot_v1_dot_admin__pb2.PauseRepairRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_admin__pb2.PauseRepairResponse.FromString,
+                _registered_method=True)
+        self.SummarizeRepairs = channel.unary_unary(
+                '/antientropy.v1.RepairAdminService/SummarizeRepairs',
+                request_serializer=antientropy_dot_v1_dot_admin__pb2.SummarizeRepairsRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_admin__pb2.SummarizeRepairsResponse.FromString,
+                _registered_method=True)
+        self.GetThrottle = channel.unary_unary(
+                '/antientropy.v1.RepairAdminService/GetThrottle',
+                request_serializer=antientropy_dot_v1_dot_admin__pb2.GetThrottleRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_admin__pb2.GetThrottleResponse.FromString,
+                _registered_method=True)
+        self.SetThrottle = channel.unary_unary(
+                '/antientropy.v1.RepairAdminService/SetThrottle',
+                request_serializer=antientropy_dot_v1_dot_admin__pb2.SetThrottleRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_admin__pb2.SetThrottleResponse.FromString,
+                _registered_method=True)
+        self.GetSchedule = channel.unary_unary(
+                '/antientropy.v1.RepairAdminService/GetSchedule',
+                request_serializer=antientropy_dot_v1_dot_admin__pb2.GetScheduleRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_admin__pb2.GetScheduleResponse.FromString,
+                _registered_method=True)
+        self.PauseSchedule = channel.unary_unary(
+                '/antientropy.v1.RepairAdminService/PauseSchedule',
+                request_serializer=antientropy_dot_v1_dot_admin__pb2.PauseScheduleRequest.SerializeToString,
+                response_deserializer=antientropy_dot_v1_dot_admin__pb2.PauseScheduleResponse.FromString,
+                _registered_method=True)
 
 
 class RepairAdminServiceServicer(object):
@@ -57,8 +107,76 @@ class RepairAdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Repair(self, request, context):
-        """Repairs with this node as the coordinator; ends with an update whose `outcome` is set.
+        """Repairs with this node as the coordinator; the last update has a final state. Cancelling the call ends the repair.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRepair(self, request, context):
+        """Goes on with a repair that was paused or interrupted; what was verified is skipped. Updates as those of Repair.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSessions(self, request, context):
+        """Sessions that have not ended: under way, paused, interrupted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListHistory(self, request, context):
+        """Sessions that have ended, the last one first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRepairs(self, request, context):
+        """Ends sessions. Rows that were moved stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseRepair(self, request, context):
+        """Holds a session up until it is resumed; nothing is held on its replicas meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SummarizeRepairs(self, request, context):
+        """How long ago each range was repaired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetThrottle(self, request, context):
+        """The limits that repair keeps on this node. Setting them acts at once, on repairs under way too, until a restart.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetThrottle(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSchedule(self, request, context):
+        """The automatic repair of this node. A pause lasts until it is resumed or the node is restarted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseSchedule(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -75,6 +193,56 @@ def add_RepairAdminServiceServicer_to_server(servicer, server):
                     servicer.Repair,
                     request_deserializer=antientropy_dot_v1_dot_admin__pb2.RepairRequest.FromString,
                     response_serializer=antientropy_dot_v1_dot_admin__pb2.RepairUpdate.SerializeToString,
+            ),
+            'ResumeRepair': grpc.unary_stream_rpc_method_handler(
+                    servicer.ResumeRepair,
+                    request_deserializer=antientropy_dot_v1_dot_admin__pb2.ResumeRepairRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_admin__pb2.RepairUpdate.SerializeToString,
+            ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=antientropy_dot_v1_dot_admin__pb2.ListSessionsRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_admin__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'ListHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHistory,
+                    request_deserializer=antientropy_dot_v1_dot_admin__pb2.ListHistoryRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_admin__pb2.ListHistoryResponse.SerializeToString,
+            ),
+            'CancelRepairs': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRepairs,
+                    request_deserializer=antientropy_dot_v1_dot_admin__pb2.CancelRepairsRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_admin__pb2.CancelRepairsResponse.SerializeToString,
+            ),
+            'PauseRepair': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRepair,
+                    request_deserializer=antientropy_dot_v1_dot_admin__pb2.PauseRepairRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_admin__pb2.PauseRepairResponse.SerializeToString,
+            ),
+            'SummarizeRepairs': grpc.unary_unary_rpc_method_handler(
+                    servicer.SummarizeRepairs,
+                    request_deserializer=antientropy_dot_v1_dot_admin__pb2.SummarizeRepairsRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_admin__pb2.SummarizeRepairsResponse.SerializeToString,
+            ),
+            'GetThrottle': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetThrottle,
+                    request_deserializer=antientropy_dot_v1_dot_admin__pb2.GetThrottleRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_admin__pb2.GetThrottleResponse.SerializeToString,
+            ),
+            'SetThrottle': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetThrottle,
+                    request_deserializer=antientropy_dot_v1_dot_admin__pb2.SetThrottleRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_admin__pb2.SetThrottleResponse.SerializeToString,
+            ),
+            'GetSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSchedule,
+                    request_deserializer=antientropy_dot_v1_dot_admin__pb2.GetScheduleRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_admin__pb2.GetScheduleResponse.SerializeToString,
+            ),
+            'PauseSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseSchedule,
+                    request_deserializer=antientropy_dot_v1_dot_admin__pb2.PauseScheduleRequest.FromString,
+                    response_serializer=antientropy_dot_v1_dot_admin__pb2.PauseScheduleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +299,276 @@ class RepairAdminService(object):
             '/antientropy.v1.RepairAdminService/Repair',
             antientropy_dot_v1_dot_admin__pb2.RepairRequest.SerializeToString,
             antientropy_dot_v1_dot_admin__pb2.RepairUpdate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRepair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/antientropy.v1.RepairAdminService/ResumeRepair',
+            antientropy_dot_v1_dot_admin__pb2.ResumeRepairRequest.SerializeToString,
+            antientropy_dot_v1_dot_admin__pb2.RepairUpdate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.RepairAdminService/ListSessions',
+            antientropy_dot_v1_dot_admin__pb2.ListSessionsRequest.SerializeToString,
+            antientropy_dot_v1_dot_admin__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.RepairAdminService/ListHistory',
+            antientropy_dot_v1_dot_admin__pb2.ListHistoryRequest.SerializeToString,
+            antientropy_dot_v1_dot_admin__pb2.ListHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRepairs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.RepairAdminService/CancelRepairs',
+            antientropy_dot_v1_dot_admin__pb2.CancelRepairsRequest.SerializeToString,
+            antientropy_dot_v1_dot_admin__pb2.CancelRepairsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRepair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.RepairAdminService/PauseRepair',
+            antientropy_dot_v1_dot_admin__pb2.PauseRepairRequest.SerializeToString,
+            antientropy_dot_v1_dot_admin__pb2.PauseRepairResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SummarizeRepairs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.RepairAdminService/SummarizeRepairs',
+            antientropy_dot_v1_dot_admin__pb2.SummarizeRepairsRequest.SerializeToString,
+            antientropy_dot_v1_dot_admin__pb2.SummarizeRepairsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetThrottle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.RepairAdminService/GetThrottle',
+            antientropy_dot_v1_dot_admin__pb2.GetThrottleRequest.SerializeToString,
+            antientropy_dot_v1_dot_admin__pb2.GetThrottleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetThrottle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.RepairAdminService/SetThrottle',
+            antientropy_dot_v1_dot_admin__pb2.SetThrottleRequest.SerializeToString,
+            antientropy_dot_v1_dot_admin__pb2.SetThrottleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.RepairAdminService/GetSchedule',
+            antientropy_dot_v1_dot_admin__pb2.GetScheduleRequest.SerializeToString,
+            antientropy_dot_v1_dot_admin__pb2.GetScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/antientropy.v1.RepairAdminService/PauseSchedule',
+            antientropy_dot_v1_dot_admin__pb2.PauseScheduleRequest.SerializeToString,
+            antientropy_dot_v1_dot_admin__pb2.PauseScheduleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,8 +7,8 @@ KeyValueService is what applications speak, on the client listener. ReplicaServi
 other, on the peer listener beside gossip. Keys and values are bytes; kvstore/limits.py names every limit.
 
 A refused call carries, beside its gRPC status, the trailing metadata `kvstore-reason`: one of invalid_request,
-not_enough_replicas, replica_failure, write_timeout, read_timeout, storage, overloaded, clock_drift, wrong_cluster,
-stopping. A status UNAVAILABLE without it comes from the network.
+not_enough_replicas, replica_failure, write_timeout, read_timeout, storage, overloaded, clock_drift, too_old,
+wrong_cluster, stopping. A status UNAVAILABLE without it comes from the network.
 """
 
 from collections import abc as _abc

@@ -1,0 +1,232 @@
+"""Whole clusters of real nodes in virtual time: what must hold under faults, that a seed decides all, and that guards
+that are taken out are found."""
+
+from __future__ import annotations
+import __future__
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from antientropy.store import Row
+from antientropy.stores.memory import MemoryRowStore
+from kvstore.replication import Coordinator
+from kvstore.simulation.__main__ import main
+from kvstore.simulation.options import SimulationOptions
+from kvstore.simulation.run import SeedResult, run_seed
+from kvstore.simulation.truth import Truth, ViolationError, value_of
+from kvstore.writer import GroupCommitWriter
+
+#: Virtual time with faults in each of the seeds below.
+DURATION_SECONDS = 40.0
+SEEDS = range(1, 25)
+
+
+def options_of(seed: int, **more: Any) -> SimulationOptions:
+    return SimulationOptions(seed=seed, duration_seconds=DURATION_SECONDS, **more)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_write_is_lost_nothing_deleted_returns_replicas_are_equal(seed: int) -> None:
+    result = run_seed(options_of(seed))
+    assert result.violation is None, "\n".join([str(result.violation), *result.trace, result.command])
+    assert result.outcomes["put"] > 0
+
+
+def test_a_seed_decides_everything() -> None:
+    """In another process too, where hashes of texts are others."""
+    here = run_seed(options_of(3))
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    command = [
+        sys.executable,
+        "-m",
+        "kvstore.simulation",
+        "--seeds",
+        "3",
+        "--duration",
+        str(DURATION_SECONDS),
+        "--json",
+    ]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=True).stdout
+    there, summary = map(json.loads, output.splitlines())
+    assert there == json.loads(json.dumps(here.to_json()))
+    assert (summary["seeds"], summary["violations"]) == (1, 0)
+    assert summary["totals"]["put"] == here.outcomes["put"]
+    other = run_seed(options_of(4))
+    assert other.digest != here.digest
+
+
+def test_rows_may_lie_in_lmdb() -> None:
+    result = run_seed(replace(options_of(2, lmdb=True), duration_seconds=10.0))
+    assert result.violation is None, result.violation
+
+
+# --- guards that are taken out ---
+
+
+@dataclass(frozen=True)
+class Planted:
+    """One guard: where it stands, what is put in its place, which seed finds it and by which invariants."""
+
+    guard: str
+    owner: Any
+    function: str
+    removals: tuple[tuple[str, str], ...]
+    seed: int
+    caught_by: tuple[str, ...]
+
+    def plant(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        source = textwrap.dedent(inspect.getsource(getattr(self.owner, self.function)))
+        for old, new in self.removals:
+            assert source.count(old) == 1, f"{self.function} has no longer exactly one {old!r}: plant this bug anew"
+            source = source.replace(old, new)
+        module = self.owner if inspect.ismodule(self.owner) else sys.modules[self.owner.__module__]
+        namespace: dict[str, Any] = dict(vars(module))
+        exec(compile(source, f"<{self.guard}>", "exec", flags=__future__.annotations.compiler_flag), namespace)
+        monkeypatch.setattr(self.owner, self.function, namespace[self.function])
+
+
+PLANTED = (
+    Planted(
+        "a write is acknowledged after its commit",
+        GroupCommitWriter,
+        "write",
+        (("    await done\n", "    return\n"),),
+        seed=1,
+        caught_by=("lost_write",),
+    ),
+    Planted(
+        "a quorum read takes the newest row",
+        Coordinator,
+        "read",
+        (("row = newest(row for rows in answers for row in rows)", "row = newest(answers[0])"),),
+        seed=1,
+        caught_by=("lost_write", "returned_row"),
+    ),
+    Planted(
+        "rows are applied by compare-and-set",
+        MemoryRowStore,
+        "_put",
+        (("(stored.row.version, stored.digest) <= (old.row.version, old.digest)", "stored.digest == old.digest"),),
+        seed=1,
+        caught_by=("lost_write", "returned_row", "replicas_differ"),
+    ),
+)
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.guard)
+def test_a_guard_that_is_taken_out_is_found(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted.plant(monkeypatch)
+    result = run_seed(options_of(planted.seed))
+    assert result.violation is not None
+    assert result.violation.partition(":")[0] in planted.caught_by, result.violation
+    assert result.trace
+    assert f"--seeds {planted.seed} " in result.command
+
+
+# --- the checkers ---
+
+
+def checked() -> tuple[Truth, bytes, Any]:
+    """A key with a put (version 10), a deletion (20) and a put (30), all acknowledged."""
+    truth, key = Truth(1), b"key"
+    rows = []
+    for version, delete_share in ((10, 0.0), (20, 1.0), (30, 0.0)):
+        mutation = truth.next_mutation(key, Random(0), delete_share)
+        row = Row(key, version, mutation.value, mutation.deleted)
+        truth.seen_on_the_way(row, False)
+        truth.acknowledged(mutation, version)
+        rows.append(row)
+    assert truth.violations == []
+    return truth, key, rows
+
+
+def test_the_newest_acknowledged_row_is_right_and_what_is_older_is_not() -> None:
+    truth, key, (first, deletion, last) = checked()
+    expected = truth.expected(key)
+    truth.check_read(key, last, expected, "here")
+    for row, invariant in ((first, "returned_row"), (deletion, "lost_write"), (None, "lost_write")):
+        with pytest.raises(ViolationError) as found:
+            truth.check_read(key, row, expected, "here")
+        assert found.value.invariant == invariant
+    # What was known before the last put.
+    truth.check_read(key, deletion, (20, 20), "here")
+    truth.check_read(key, None, (20, 20), "here")
+    truth.check_read(key, last, (20, 20), "here")
+
+
+@pytest.mark.parametrize(
+    ("row", "from_repair", "invariant"),
+    [
+        (Row(b"other", 5, b"x"), False, "phantom_row"),
+        (Row(b"key", 15, b"x"), False, "damaged_row"),
+        (Row(b"key", 10, b"x"), False, "damaged_row"),
+        (Row(b"key", 15, value_of(1, 2)), True, "phantom_row"),
+        (Row(b"key", 15, value_of(2, 2)), False, "damaged_row"),
+        (Row(b"key", 10, b"", deleted=True), True, "damaged_row"),
+    ],
+)
+def test_rows_that_nobody_wrote_are_found_on_the_way(row: Row, from_repair: bool, invariant: str) -> None:
+    truth, _, _ = checked()
+    truth.seen_on_the_way(row, from_repair)
+    (violation,) = truth.violations
+    assert violation.invariant == invariant
+
+
+# --- the command ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--seeds", "5-3"], "the least one first"),
+        (["--seeds", "one"], "write 7 or 1-100"),
+        (["--seeds", "1-9999999"], "a range has 1 to 1000000 seeds"),
+        (["--nodes", "1"], "--nodes"),
+        (["--duration", "0"], "--duration"),
+    ],
+)
+def test_wrong_usage_says_what_is_allowed(arguments: list[str], told: str) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    assert told in result.output
+
+
+def test_a_broken_seed_is_an_exit_status_with_its_last_events_and_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = SeedResult(
+        seed=7,
+        violation="lost_write: gone",
+        virtual_seconds=1.0,
+        nodes=3,
+        outcomes={"put": 2},
+        faults={},
+        repairs={},
+        rows=0,
+        digest="",
+        command="python -m kvstore.simulation --seeds 7",
+        trace=["what happened"],
+    )
+    monkeypatch.setattr("kvstore.simulation.__main__.run_seed", lambda options: broken)
+    result = CliRunner().invoke(main, ["--seeds", "7"])
+    assert result.exit_code == 1
+    assert result.output.splitlines() == [
+        "seed 7: lost_write: gone",
+        "  what happened",
+        "  replay: python -m kvstore.simulation --seeds 7",
+        "1 seeds, 1 broken: 2 put",
+    ]
+
+
+def test_options_out_of_range_are_refused() -> None:
+    for wrong in ({"nodes": 1}, {"nodes": 10}, {"duration_seconds": 0.5}):
+        with pytest.raises(ValueError, match="must be"):
+            SimulationOptions(seed=1, **wrong)
