@@ -139,7 +139,7 @@ async def test_collisions_of_digests_are_gone_after_a_few_epochs(monkeypatch: py
 
 
 async def test_a_repair_under_a_stream_of_writes_loses_none(tmp_path: Path) -> None:
-    """A thread writes to random replicas all the while; repairs afterwards make all equal, and nothing written is lost."""
+    """A thread writes to random replicas all the while; repairs afterwards make all equal, and nothing is lost."""
     stores: list[Store] = [LmdbRowStore(tmp_path / str(number), durable=False) for number in range(3)]
     newest: dict[bytes, int] = {}
     stop = threading.Event()
