@@ -254,12 +254,30 @@ class PeerClient:
             PeerError: the peer failed or broke the protocol. A refusal is no error, but in the answer.
         """
         bounds = wire.NO_FLOORS if floors is None else floors
+        request = self._compare_request(root, bounds, epoch, open_session)
+        request.forced = forced
+        if request.keyspace:
+            request.repaired_version = wire.encode_version(repaired_version)
+            request.confirmed_session = confirmed_session
+            request.purge_version = wire.encode_version(purge_version)
+            if repaired_version and replicas:
+                request.replicas = wire.hash_of_replicas(replicas)
+        answer = await self._unary("Compare", request, pb.CompareResponse)
+        with self._peer_errors():
+            result = self._roots_answer(answer, root, bounds, epoch)
+        wanted = open_session is OpenSession.ALWAYS or (open_session is OpenSession.IF_UNEQUAL and not result.equal)
+        self._open = self._to_close = wanted and result.refusal is None and result.epoch == epoch
+        return result
+
+    def _compare_request(
+        self, root: Root, floors: NDArray[np.uint64], epoch: int, open_session: OpenSession
+    ) -> pb.CompareRequest:
+        """What the peer does not know yet: with the session open, neither keyspace nor range nor owner."""
         request = pb.CompareRequest(
             open=open_session.value,
             root_digest=root.digest if root.count else b"",
             row_count=root.count,
-            forced=forced,
-            floors=wire.encode_floors(bounds, self._range),
+            floors=wire.encode_floors(floors, self._range),
         )
         if self._open or open_session is not OpenSession.NEVER:
             request.session, request.turn = self.session, self._turn
@@ -269,20 +287,9 @@ class PeerClient:
         if not self._open or epoch != self._epoch:
             request.hashes, self._epoch = wire.encode_hashes(HASH_VERSION, epoch), epoch
         if not self._open:
-            request.keyspace = self._keyspace
+            request.keyspace, request.owner = self._keyspace, self._owner
             wire.put_range(request, self._range)
-            request.owner = self._owner
-            request.repaired_version = wire.encode_version(repaired_version)
-            request.confirmed_session = confirmed_session
-            if repaired_version and replicas:
-                request.replicas = wire.hash_of_replicas(replicas)
-            request.purge_version = wire.encode_version(purge_version)
-        answer = await self._unary("Compare", request, pb.CompareResponse)
-        with self._peer_errors():
-            result = self._roots_answer(answer, root, bounds, epoch)
-        wanted = open_session is OpenSession.ALWAYS or (open_session is OpenSession.IF_UNEQUAL and not result.equal)
-        self._open = self._to_close = wanted and result.refusal is None and result.epoch == epoch
-        return result
+        return request
 
     def _roots_answer(
         self, answer: pb.CompareResponse, root: Root, floors: NDArray[np.uint64], epoch: int

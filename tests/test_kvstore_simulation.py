@@ -17,18 +17,19 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from antientropy.core import deletes
+from antientropy.purging import Purger
 from antientropy.store import Row
 from antientropy.stores.memory import MemoryRowStore
-from kvstore.replication import Coordinator
+from kvstore import replication
 from kvstore.simulation.__main__ import main
 from kvstore.simulation.options import SimulationOptions
 from kvstore.simulation.run import SeedResult, run_seed
 from kvstore.simulation.truth import Truth, ViolationError, value_of
-from kvstore.writer import GroupCommitWriter
 
 #: Virtual time with faults in each of the seeds below.
 DURATION_SECONDS = 40.0
-SEEDS = range(1, 25)
+SEEDS = range(1, 21)
 
 
 def options_of(seed: int, **more: Any) -> SimulationOptions:
@@ -74,61 +75,87 @@ def test_rows_may_lie_in_lmdb() -> None:
 
 
 @dataclass(frozen=True)
-class Planted:
-    """One guard: where it stands, what is put in its place, which seed finds it and by which invariants."""
+class Removal:
+    """A place in a function, and what is put there."""
 
-    guard: str
     owner: Any
     function: str
-    removals: tuple[tuple[str, str], ...]
-    seed: int
-    caught_by: tuple[str, ...]
+    old: str
+    new: str
 
     def plant(self, monkeypatch: pytest.MonkeyPatch) -> None:
         source = textwrap.dedent(inspect.getsource(getattr(self.owner, self.function)))
-        for old, new in self.removals:
-            assert source.count(old) == 1, f"{self.function} has no longer exactly one {old!r}: plant this bug anew"
-            source = source.replace(old, new)
+        assert source.count(self.old) == 1, f"{self.function} has no longer one {self.old!r}: plant this bug anew"
+        source = source.replace(self.old, self.new)
         module = self.owner if inspect.ismodule(self.owner) else sys.modules[self.owner.__module__]
         namespace: dict[str, Any] = dict(vars(module))
-        exec(compile(source, f"<{self.guard}>", "exec", flags=__future__.annotations.compiler_flag), namespace)
+        exec(compile(source, "<planted>", "exec", flags=__future__.annotations.compiler_flag), namespace)
         monkeypatch.setattr(self.owner, self.function, namespace[self.function])
 
 
+@dataclass(frozen=True)
+class Planted:
+    """A guard: what takes it out, which seed finds that and as what."""
+
+    guard: str
+    removals: tuple[Removal, ...]
+    seed: int
+    caught_by: str
+
+
+PURGED_EARLY = Removal(
+    Purger,
+    "purge",
+    "marks.purged(self._permitted(keyspace, parts), self._config.purge).floors",
+    "deletes.purge_by_time(self._clock(), self._config.version_at, gc_grace_seconds=3.0)",
+)
 PLANTED = (
     Planted(
-        "a write is acknowledged after its commit",
-        GroupCommitWriter,
-        "write",
-        (("    await done\n", "    return\n"),),
-        seed=1,
-        caught_by=("lost_write",),
+        "two majorities share a replica",
+        (Removal(replication, "majority_of", "total // 2 + 1", "max(1, total // 2)"),),
+        seed=6,
+        caught_by="lost_write",
     ),
     Planted(
         "a quorum read takes the newest row",
-        Coordinator,
-        "read",
-        (("row = newest(row for rows in answers for row in rows)", "row = newest(answers[0])"),),
-        seed=1,
-        caught_by=("lost_write", "returned_row"),
+        (
+            Removal(
+                replication.Coordinator, "read", "newest(row for rows in answers for row in rows)", "newest(answers[0])"
+            ),
+        ),
+        seed=2,
+        caught_by="lost_write",
     ),
     Planted(
         "rows are applied by compare-and-set",
-        MemoryRowStore,
-        "_put",
-        (("(stored.row.version, stored.digest) <= (old.row.version, old.digest)", "stored.digest == old.digest"),),
-        seed=1,
-        caught_by=("lost_write", "returned_row", "replicas_differ"),
+        (
+            Removal(
+                MemoryRowStore,
+                "_put",
+                "(stored.row.version, stored.digest) <= (old.row.version, old.digest)",
+                "stored.digest == old.digest",
+            ),
+        ),
+        seed=2,
+        caught_by="older_row",
+    ),
+    Planted("a tombstone is purged when all have been repaired", (PURGED_EARLY,), seed=1, caught_by="never_repaired"),
+    Planted(
+        "whoever may hold what purged tombstones had deleted is refused",
+        (PURGED_EARLY, Removal(deletes, "unclean", "(repaired < floors) & ~empty", "(repaired < floors) & False")),
+        seed=4,
+        caught_by="returned_row",
     ),
 )
 
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.guard)
 def test_a_guard_that_is_taken_out_is_found(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
-    planted.plant(monkeypatch)
+    for removal in planted.removals:
+        removal.plant(monkeypatch)
     result = run_seed(options_of(planted.seed))
     assert result.violation is not None
-    assert result.violation.partition(":")[0] in planted.caught_by, result.violation
+    assert result.violation.partition(":")[0] == planted.caught_by, result.violation
     assert result.trace
     assert f"--seeds {planted.seed} " in result.command
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from antientropy.errors import StoreClosedError
 from antientropy.store import Row
@@ -13,8 +13,17 @@ from antientropy.stores.lmdb import LmdbRowStore
 from antientropy.stores.memory import MemoryRowStore
 from kvstore.simulation.process import Process
 
-#: Told of every row before it is applied: row, and whether a repair brings it.
-Observer = Callable[[Row, bool], None]
+
+class Observer(Protocol):
+    """Sees what goes to a disk, and what is there afterwards."""
+
+    def seen_on_the_way(self, row: Row, from_repair: bool) -> None:
+        """Before a row is applied; ``from_repair``: a repair brings it."""
+        ...
+
+    def seen_on_disk(self, row: Row, greatest: int) -> None:
+        """After a row was applied: what is stored of its key now, and the greatest version ever stored of it before."""
+        ...
 
 
 class SimulatedDisk:
@@ -31,12 +40,13 @@ class SimulatedDisk:
         self.observer = observer
         self._lmdb = lmdb
         self._memory = MemoryRowStore()
+        self._greatest: dict[bytes, int] = {}
         self._open: list[StoreHandle] = []
 
     def open_store(self, process: Process) -> StoreHandle:
         """The rows, for one run of the node."""
         store = LmdbRowStore(self.directory / "rows", durable=False) if self._lmdb else self._memory
-        handle = StoreHandle(store, process, self.observer, keep=not self._lmdb)
+        handle = StoreHandle(store, process, self.observer, self._greatest, keep=not self._lmdb)
         self._open.append(handle)
         return handle
 
@@ -66,8 +76,11 @@ class SimulatedDisk:
 class StoreHandle:
     """A store as one run of a node sees it."""
 
-    def __init__(self, store: Any, process: Process, observer: Observer, *, keep: bool) -> None:
+    def __init__(
+        self, store: Any, process: Process, observer: Observer, greatest: dict[bytes, int], *, keep: bool
+    ) -> None:
         self._store = store
+        self._greatest = greatest
         self._process = process
         self._observer = observer
         self._keep = keep
@@ -78,8 +91,13 @@ class StoreHandle:
         self._check_alive()
         rows = list(rows)
         for row in rows:
-            self._observer(row, bool(options.get("from_repair")))
-        return int(self._store.apply(rows, **options))
+            self._observer.seen_on_the_way(row, bool(options.get("from_repair")))
+        applied = int(self._store.apply(rows, **options))
+        for row in self._store.get_many([row.key for row in rows]):
+            if row is not None:
+                self._observer.seen_on_disk(row, self._greatest.get(row.key, 0))
+                self._greatest[row.key] = max(row.version, self._greatest.get(row.key, 0))
+        return applied
 
     def close(self) -> None:
         """Give the rows back."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
@@ -16,7 +16,6 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import Message
 
-from antientropy.store import Row
 from antientropy.transport.base import CallError, PeerAnswers, PeerCalls
 from antientropy.transport.memory import Crossing, Fault, FaultKind, MemoryNetwork
 from gossiper import limits
@@ -29,6 +28,7 @@ from gossiper.transport.memory import refused
 from gossiper.wire import codec
 from kvstore.errors import BY_REASON, KvStoreError, UnreachableError
 from kvstore.peers import ReplicaService
+from kvstore.simulation.disk import Observer
 from kvstore.simulation.process import KilledError, Process
 from kvstore.transport import METHODS
 from kvstore.v1 import kvstore_pb2 as pb
@@ -262,9 +262,7 @@ class SimulatedReplicaTransport:
     ``observer`` sees every row that is sent.
     """
 
-    def __init__(
-        self, network: SimulatedNetwork, endpoint: str, process: Process, observer: Callable[[Row, bool], None]
-    ) -> None:
+    def __init__(self, network: SimulatedNetwork, endpoint: str, process: Process, observer: Observer) -> None:
         self._observer = observer
         self._network = network
         self._endpoint = endpoint
@@ -276,7 +274,7 @@ class SimulatedReplicaTransport:
             raise UnreachableError("this node has ended")
         if isinstance(request, pb.ApplyRowsRequest):
             for row in rows_of(request.rows):
-                self._observer(row, False)
+                self._observer.seen_on_the_way(row, False)
         try:
             async with asyncio.timeout(timeout_seconds):
                 data = request.SerializeToString()

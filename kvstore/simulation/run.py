@@ -140,7 +140,7 @@ class Run:
                     number,
                     self.network,
                     directory,
-                    self.truth.seen_on_the_way,
+                    self.truth,
                     self._stream(f"node {number}"),
                     lmdb=self.options.lmdb,
                     settings=settings,

@@ -5,6 +5,7 @@ without having been remembered. By the order of versions (last write wins), not 
 
 * an acknowledged write is lost when a quorum read that began later, or the end, shows something older or nothing;
 * a deleted row has returned when such a read, or the end, shows a value older than an acknowledged deletion;
+* what one replica holds of a key never becomes older, not even after its deletion has been purged;
 * a row that nobody ever wrote, or with another value than was written, is damage.
 """
 
@@ -85,6 +86,15 @@ class Truth:
             self._check_row(row, from_repair)
         except ViolationError as violation:
             self.violations.append(violation)
+
+    def seen_on_disk(self, row: Row, greatest: int) -> None:
+        """What a replica holds of a key never becomes older, not even after a deletion has been purged."""
+        if row.version < greatest:
+            self.violations.append(
+                ViolationError(
+                    "older_row", f"a replica has version {row.version} of {row.key!r} now, and has had {greatest}"
+                )
+            )
 
     def _check_row(self, row: Row, from_repair: bool) -> None:
         history = self.keys.get(row.key)
