@@ -8,6 +8,7 @@ Usage::
     python -m benchmarks.repair --rows 10000000 --differences 0
     python -m benchmarks.repair --rows 1000000 --rtt-ms 5
     python -m benchmarks.repair --upkeep | --cold-build | --write-latency [--rows N] [--json]
+    python -m benchmarks.repair --report docs/repair-measured.md
 
 Each replica is a process with an LMDB store, its journal on disk and its settings at their defaults; they speak gRPC
 through a relay in this process that counts bytes. Both are brought to the same rows, the differences of a case are made
@@ -42,7 +43,7 @@ from benchmarks import repair_local
 from benchmarks.digest_exchange import environment
 from benchmarks.repair_cluster import Cluster, say
 from benchmarks.repair_data import KINDS, Case, stores
-from benchmarks.repair_report import as_text
+from benchmarks.repair_report import as_text, document
 
 DIFFERENCES: Final = (0, 1, 10, 100, 1000, 10_000)
 STRATEGIES: Final = ("auto", "sketch", "descent", "rows")
@@ -160,11 +161,51 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rtt-ms", type=float, default=0.0, help="the wire's round trip; loopback's own if 0")
     made.add_argument("--seed", type=int, default=1)
     made.add_argument("--data-dir", type=Path, help="keep the made rows here for later runs")
+    made.add_argument("--rows-equal", type=int, default=10_000_000, help="rows of the largest equal stores of a report")
     made.add_argument("--json", action="store_true")
     made.add_argument("--upkeep", action="store_true", help="tree and sketches on write, in batches and by single puts")
     made.add_argument("--cold-build", action="store_true", help="the index from a store that has none")
     made.add_argument("--write-latency", action="store_true", help="of the store with and without a repair")
+    made.add_argument("--report", type=Path, metavar="FILE", help="measure everything and write it as Markdown")
     return made
+
+
+def report(options: argparse.Namespace) -> int:
+    """Everything, one after the other, into a file. Takes some ten minutes."""
+    with tempfile.TemporaryDirectory(prefix="benchmark-repair-") as kept:
+
+        def repairs(name: str, **changes: Any) -> Json:
+            asked = argparse.Namespace(**vars(options) | {"data_dir": options.data_dir or Path(kept)} | changes)
+            with tempfile.TemporaryDirectory(prefix="benchmark-repair-") as directory:
+                say(name)
+                return asyncio.run(run(asked, Path(directory)))
+
+        parts: Json = {
+            "two": repairs("two replicas"),
+            "strategies": repairs(
+                "each way of finding",
+                value_bytes=options.value_bytes[:1],
+                strategy=["sketch", "descent", "rows"],
+                kinds=["updated"],
+                differences=[one for one in options.differences if one],
+            ),
+            "three": repairs("three replicas", value_bytes=options.value_bytes[:1], replicas=3),
+            "equal": [
+                repairs(f"{rows} equal rows", value_bytes=options.value_bytes[:1], rows=rows, differences=[0])
+                for rows in sorted({1000, options.rows, options.rows_equal})
+            ],
+        }
+        asked = argparse.Namespace(**vars(options) | {"data_dir": options.data_dir or Path(kept)})
+        asked.upkeep = asked.cold_build = asked.write_latency = True
+        local = repair_local.chosen(asked)
+        if local is not None:
+            with tempfile.TemporaryDirectory(prefix="benchmark-repair-") as directory:
+                parts["local"] = local(asked, Path(directory))
+    options.report.write_text(document(parts))
+    wrong = [fault for part in (parts["two"], parts["strategies"], parts["three"]) for fault in faults(part)]
+    for fault in wrong:
+        say(fault)
+    return 1 if wrong else 0
 
 
 def main() -> int:
@@ -172,6 +213,8 @@ def main() -> int:
     options = parser().parse_args()
     if options.data_dir is not None:
         options.data_dir.mkdir(parents=True, exist_ok=True)
+    if options.report is not None:
+        return report(options)
     with tempfile.TemporaryDirectory(prefix="benchmark-repair-") as directory:
         local = repair_local.chosen(options)
         result = local(options, Path(directory)) if local else asyncio.run(run(options, Path(directory)))
