@@ -262,6 +262,8 @@ class PeerClient:
             request.purge_version = wire.encode_version(purge_version)
             if repaired_version and replicas:
                 request.replicas = wire.hash_of_replicas(replicas)
+                if self._owner in replicas:
+                    request.owner, request.owner_place = "", 1 + sorted(replicas).index(self._owner)
         answer = await self._unary("Compare", request, pb.CompareResponse)
         with self._peer_errors():
             result = self._roots_answer(answer, root, bounds, epoch)
