@@ -134,6 +134,8 @@ class RepairRun:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        if self._state.is_final:
+            return
         self.entered(SessionState.PAUSED)
         self.say("Repair paused")
         await self._context.in_thread(self._journal.update, self.info)

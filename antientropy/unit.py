@@ -137,6 +137,7 @@ class UnitRun:
         self._acknowledged: dict[str, int] = {}
         self._counts_pairs = counts_pairs
         self._counted: set[str] = set()
+        self._counted_rows = False
         self._root = EMPTY_ROOT
         self._answers: dict[str, RootsAnswer] = {}
         self._snapshot: ReplicaSnapshot | None = None
@@ -170,6 +171,8 @@ class UnitRun:
 
     async def _leave(self) -> None:
         """Give everything back, also when cancelled."""
+        if not self._counted_rows:
+            self._context.statistics.rows_differing += self._session.rows_moved
         try:
             await self._close_snapshot()
         finally:
@@ -179,9 +182,15 @@ class UnitRun:
     async def _steps(self) -> UnitResult:
         while True:
             step = self._session.next(self._context.clock())
-            if isinstance(step, End | Split):
+            if not isinstance(step, End | Split):
+                await self._do(step)
+                continue
+            try:
                 return await self._ended(step)
-            await self._do(step)
+            except PeerError as error:
+                # While a preview was counted: the others are looked at once more, without this one.
+                self._fail(error.endpoint, error.detail)
+                self._session.restart()
 
     async def _do(self, step: Step) -> None:
         match step:
@@ -204,6 +213,7 @@ class UnitRun:
             await self._preview(step.plan, self._snapshot, [self._clients[endpoint] for endpoint in session.live])
             session.rows_differing, session.rows_conflicting = len(step.plan), step.plan.conflicts
         self._count_chain()
+        self._counted_rows = True
         context.statistics.rows_differing += session.rows_differing
         context.statistics.rows_conflicting += session.rows_conflicting
         context.statistics.rows_in_flight += session.rows_in_flight
@@ -467,7 +477,9 @@ class UnitRun:
         """Heartbeats, while something takes long; a lost session shows at the next call."""
         while True:
             await asyncio.sleep(self._context.config.heartbeat_seconds)
-            self._context.leases.keep(self._number)
+            if not self._context.leases.keep(self._number):
+                # This process stood still for too long. Nobody else may have taken it; if so, the peers will tell.
+                self._context.leases.hold(self._context.keyspace, self._range, self._number)
             for client in self._clients.values():
                 with suppress(PeerError):
                     await client.heartbeat()

@@ -360,6 +360,24 @@ async def test_a_preview_tells_exactly_what_a_repair_then_does_and_moves_nothing
         assert made.held() == 0
 
 
+async def test_a_peer_that_is_lost_during_a_preview_fails_alone() -> None:
+    stores = stores_of(3)
+    diverge(stores, 3, 300)
+    async with cluster(*stores, config=RepairConfig(replica_retries_max=0)) as made:
+        names = made.ring.endpoints
+
+        def die(crossing: Crossing) -> Fault | None:
+            lost = crossing.method == "Fetch" and crossing.destination == names[2]
+            return Fault(FaultKind.KILL) if lost else None
+
+        made.network.faults = die
+        _, copies = copies_needed(made.nodes[:2])
+        updates = await repaired(made[0], RepairOptions(mode=RepairMode.PREVIEW))
+        assert updates[-1].state is SessionState.PARTIAL
+        assert sum(flow.rows for flow in updates[-1].previews) == copies
+        assert {flow.source for flow in updates[-1].previews} == set(names[:2])
+
+
 async def test_validation_compares_parts_only() -> None:
     stores = stores_of(2, 60_000)
     changed = rows_named(3, version=2)

@@ -243,6 +243,11 @@ class UnitSession:
             pair.equal, pair.difference, pair.delivered = None, None, None
 
     @property
+    def rows_moved(self) -> int:
+        """Distinct rows that have travelled."""
+        return len(self._moved_tokens)
+
+    @property
     def rows_max(self) -> int | None:
         """Differing rows beyond which the unit is cut; None: it cannot be."""
         return self.limits.rows_max if cut(self.token_range, 2) else None
