@@ -299,9 +299,9 @@ class PeerClient:
         if answer.HasField("refusal"):
             return RootsAnswer(False, 0, floors, epoch, refusal=_refusal(answer.refusal))
         recorded = wire.decode_version(answer.repaired_version)
-        if answer.equal:
-            return RootsAnswer(True, root.count, floors, epoch, recorded)
         theirs = np.maximum(floors, wire.decode_floors(answer.floors, self._range))
+        if answer.equal:
+            return RootsAnswer(True, root.count, theirs, epoch, recorded)
         if answer.hashes:
             return RootsAnswer(False, 0, theirs, wire.decode_hashes(answer.hashes)[1], recorded)
         symbols = wire.decode_glance(answer.symbols)

@@ -184,7 +184,7 @@ class Comparisons:
                 answer.floors = wire.encode_floors(floors, session.token_range)
             if snapshot.root == theirs:
                 await self._node.sessions.drop_snapshot(session)
-                return pb.CompareResponse(equal=True, repaired_version=recorded)
+                return pb.CompareResponse(equal=True, repaired_version=recorded, floors=answer.floors)
             if not request.forced:
                 await self._node.in_thread(self._check_clean, session.keyspace, snapshot, floors)
         except _Refused as refused:
@@ -286,9 +286,9 @@ class Comparisons:
         if epoch != replica.epoch:
             self._follow_epoch(replica, epoch)
             return pb.CompareResponse(hashes=wire.encode_hashes(hashing.HASH_VERSION, replica.epoch))
-        if ours == theirs:
-            return pb.CompareResponse(equal=True)
-        answer = pb.CompareResponse(rows_more=ours.count - theirs.count)
+        equal = ours == theirs
+        answer = pb.CompareResponse(equal=equal, rows_more=0 if equal else ours.count - theirs.count)
+        # Those of an equal replica count as well: a third one may hold what was deleted there and purged.
         encoded = wire.encode_floors(floors, token_range)
         if encoded != request.floors:
             answer.floors = encoded

@@ -147,7 +147,7 @@ class CompareResponse(_message.Message):
     REPAIRED_VERSION_FIELD_NUMBER: _builtins.int
     equal: _builtins.bool
     rows_more: _builtins.int
-    """The rest is set when not equal, but `repaired_version`.
+    """The rest is set when not equal, but `repaired_version` and `floors`.
     Rows of the range here, less those of the request.
     """
     symbols: _builtins.bytes
