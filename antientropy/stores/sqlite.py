@@ -272,7 +272,7 @@ class SqliteRowStore:
             self._check_open()
             return self._write(arrived, self._past)
 
-    def _write(self, arrived: Sequence[ArrivedRow], past: Sequence[int] | None) -> int:
+    def _write(self, arrived: Iterable[ArrivedRow], past: Sequence[int] | None) -> int:
         applied = 0
         self._catch_up()
         with self._writing() as batch:
