@@ -25,7 +25,7 @@ from kvstore import replication
 from kvstore.simulation.__main__ import main
 from kvstore.simulation.options import SimulationOptions
 from kvstore.simulation.run import SeedResult, run_seed
-from kvstore.simulation.truth import Truth, ViolationError, value_of
+from kvstore.simulation.truth import Truth, ViolationError, place_of, value_of
 
 #: Virtual time with faults in each of the seeds below.
 DURATION_SECONDS = 40.0
@@ -186,9 +186,26 @@ def test_the_newest_acknowledged_row_is_right_and_what_is_older_is_not() -> None
             truth.check_read(key, row, expected, "here")
         assert found.value.invariant == invariant
     # What was known before the last put.
-    truth.check_read(key, deletion, (20, 20), "here")
-    truth.check_read(key, None, (20, 20), "here")
-    truth.check_read(key, last, (20, 20), "here")
+    before = (place_of(deletion), place_of(deletion))
+    for row in (deletion, None, last):
+        truth.check_read(key, row, before, "here")
+
+
+def test_of_two_rows_with_one_version_the_greater_digest_is_the_newer() -> None:
+    truth, key = Truth(1), b"key"
+    mutations = [truth.next_mutation(key, Random(0), 0.0) for _ in range(2)]
+    less, greater = sorted((Row(key, 7, one.value) for one in mutations), key=lambda row: row.digest)
+    for row in (less, greater):
+        truth.seen_on_the_way(row, False)
+    for mutation in mutations:
+        truth.acknowledged(mutation, 7)
+    truth.check_read(key, greater, truth.expected(key), "here")
+    with pytest.raises(ViolationError, match="lost_write"):
+        truth.check_read(key, less, truth.expected(key), "here")
+    truth.seen_on_disk(greater, place_of(less))
+    assert truth.violations == []
+    truth.seen_on_disk(less, place_of(greater))
+    assert [violation.invariant for violation in truth.violations] == ["older_row"]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +216,7 @@ def test_the_newest_acknowledged_row_is_right_and_what_is_older_is_not() -> None
         (Row(b"key", 10, b"x"), False, "damaged_row"),
         (Row(b"key", 15, value_of(1, 2)), True, "phantom_row"),
         (Row(b"key", 15, value_of(2, 2)), False, "damaged_row"),
-        (Row(b"key", 10, b"", deleted=True), True, "damaged_row"),
+        (Row(b"key", 10, b"", deleted=True), True, "phantom_row"),
     ],
 )
 def test_rows_that_nobody_wrote_are_found_on_the_way(row: Row, from_repair: bool, invariant: str) -> None:
