@@ -95,11 +95,12 @@ class Removal:
 
 @dataclass(frozen=True)
 class Planted:
-    """A guard: what takes it out, which seed finds that and as what."""
+    """A guard: what takes it out, which seeds find that and as what. The first is enough; the others are for the day on
+    which a change elsewhere has another thing happen in it."""
 
     guard: str
     removals: tuple[Removal, ...]
-    seed: int
+    seeds: tuple[int, ...]
     caught_by: str
 
 
@@ -113,7 +114,7 @@ PLANTED = (
     Planted(
         "two majorities share a replica",
         (Removal(replication, "majority_of", "total // 2 + 1", "max(1, total // 2)"),),
-        seed=6,
+        seeds=(6, 7, 11),
         caught_by="lost_write",
     ),
     Planted(
@@ -123,7 +124,7 @@ PLANTED = (
                 replication.Coordinator, "read", "newest(row for rows in answers for row in rows)", "newest(answers[0])"
             ),
         ),
-        seed=2,
+        seeds=(2, 3, 6),
         caught_by="lost_write",
     ),
     Planted(
@@ -136,14 +137,16 @@ PLANTED = (
                 "stored.digest == old.digest",
             ),
         ),
-        seed=2,
+        seeds=(2, 6, 12),
         caught_by="older_row",
     ),
-    Planted("a tombstone is purged when all have been repaired", (PURGED_EARLY,), seed=1, caught_by="never_repaired"),
+    Planted(
+        "a tombstone is purged when all have been repaired", (PURGED_EARLY,), seeds=(1, 2), caught_by="never_repaired"
+    ),
     Planted(
         "whoever may hold what purged tombstones had deleted is refused",
         (PURGED_EARLY, Removal(deletes, "unclean", "(repaired < floors) & ~empty", "(repaired < floors) & False")),
-        seed=4,
+        seeds=(9, 19, 20),
         caught_by="returned_row",
     ),
 )
@@ -153,11 +156,15 @@ PLANTED = (
 def test_a_guard_that_is_taken_out_is_found(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     for removal in planted.removals:
         removal.plant(monkeypatch)
-    result = run_seed(options_of(planted.seed))
-    assert result.violation is not None
-    assert result.violation.partition(":")[0] == planted.caught_by, result.violation
-    assert result.trace
-    assert f"--seeds {planted.seed} " in result.command
+    found = []
+    for seed in planted.seeds:
+        result = run_seed(options_of(seed))
+        found.append((result.violation or "nothing").partition(":")[0])
+        if found[-1] == planted.caught_by:
+            assert result.trace
+            assert f"--seeds {seed} " in result.command
+            return
+    pytest.fail(f"seeds {planted.seeds} find {found}")
 
 
 # --- the checkers ---
