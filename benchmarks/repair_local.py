@@ -27,7 +27,7 @@ BATCHES: Final = 30
 SINGLE_PUTS: Final = 2000
 BUILDS: Final = 3
 LATENCY_ROUNDS: Final = 10
-LATENCY_DIFFERENCES: Final = 20_000
+LATENCY_DIFFERENCES: Final = 2_000
 LATENCY_WRITES_PER_SECOND: Final = 200.0
 QUIET_SECONDS: Final = 2.0
 #: Each in turn, in every round; in the last the repair is told of the latency, and goes slower when it rises.
