@@ -406,7 +406,7 @@ class RepairRun:
             if not planned.complete or not set(planned.replicas) <= {context.local, *result.peers}:
                 continue
             if self._as_of:
-                await context.in_thread(context.marks.confirm, result.session, held)
+                await context.in_thread(context.marks.confirm, result.session, held, result.floors)
             part = RepairedPart(
                 token_range=planned.token_range,
                 replicas=tuple(sorted(planned.replicas)),

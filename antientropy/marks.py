@@ -38,6 +38,20 @@ class ReplicaMarks:
                 f"a mark of the store is damaged: {error}; wipe the replica and repair it"
             ) from error
 
+    def born(self, version: int) -> None:
+        """Record the birth of a store that has neither rows nor marks; for every other one, do nothing.
+
+        Args:
+            version: That of the time when writes that are still under way began, see ``deletes.session_version``.
+        """
+        with self._lock:
+            names = (deletes.FENCE_MARK, deletes.REPAIRED_MARK, deletes.FLOORS_MARK)
+            if not version or self._store.row_count or any(self._store.read_mark(name) is not None for name in names):
+                return
+            before, after = self.read(), deletes.Marks.born(version)
+            self._write(deletes.FENCE_MARK, before.fence, after.fence)
+            self._write(deletes.REPAIRED_MARK, before.repaired, after.repaired)
+
     def fence(
         self, session: int, token_range: TokenRange, as_of: int, floors: NDArray[np.uint64] | None = None
     ) -> None:

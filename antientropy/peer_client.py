@@ -262,6 +262,8 @@ class PeerClient:
             request.purge_version = wire.encode_version(purge_version)
             if repaired_version and replicas:
                 request.replicas = wire.hash_of_replicas(replicas)
+                if self._owner in replicas:
+                    request.owner, request.owner_place = "", 1 + sorted(replicas).index(self._owner)
         answer = await self._unary("Compare", request, pb.CompareResponse)
         with self._peer_errors():
             result = self._roots_answer(answer, root, bounds, epoch)
@@ -297,9 +299,9 @@ class PeerClient:
         if answer.HasField("refusal"):
             return RootsAnswer(False, 0, floors, epoch, refusal=_refusal(answer.refusal))
         recorded = wire.decode_version(answer.repaired_version)
-        if answer.equal:
-            return RootsAnswer(True, root.count, floors, epoch, recorded)
         theirs = np.maximum(floors, wire.decode_floors(answer.floors, self._range))
+        if answer.equal:
+            return RootsAnswer(True, root.count, theirs, epoch, recorded)
         if answer.hashes:
             return RootsAnswer(False, 0, theirs, wire.decode_hashes(answer.hashes)[1], recorded)
         symbols = wire.decode_glance(answer.symbols)

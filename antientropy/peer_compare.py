@@ -102,7 +102,7 @@ class Comparisons:
         if not request.keyspace:
             raise lost_session()
         keyspace, token_range = self._place(request)
-        owner = wire.check_endpoint(request.owner)
+        owner = self._owner(request, keyspace, token_range)
         if len(self._node.sessions) >= SERVED_SESSIONS_MAX:
             raise _Refused(pb.Refusal.KIND_BUSY, f"{SERVED_SESSIONS_MAX} repair sessions are open here; try later")
         session = self._node.sessions.open(keyspace, token_range, owner, request.session)
@@ -115,6 +115,22 @@ class Comparisons:
                 session.retry_after_seconds,
             )
         return session
+
+    def _owner(self, request: pb.CompareRequest, keyspace: str, token_range: TokenRange) -> str:
+        """The coordinator: by name, or by its place among the replicas that both sides see alike."""
+        if not request.owner_place:
+            return wire.check_endpoint(request.owner)
+        if not request.replicas:
+            raise PeerMessageError("an owner by its place among replicas that are not told")
+        self._check_ring(keyspace, token_range, request.replicas)
+        held = next(
+            one.replicas
+            for one in self._node.membership.ranges(keyspace)
+            if one.token_range.intersection(token_range) is not None
+        )
+        if request.owner_place > len(held):
+            raise PeerMessageError(f"an owner at place {request.owner_place} of {len(held)} replicas")
+        return sorted(held)[request.owner_place - 1]
 
     def _place(self, request: pb.CompareRequest) -> tuple[str, TokenRange]:
         """Keyspace and range of a request: served here, and held by this node as a whole."""
@@ -168,7 +184,7 @@ class Comparisons:
                 answer.floors = wire.encode_floors(floors, session.token_range)
             if snapshot.root == theirs:
                 await self._node.sessions.drop_snapshot(session)
-                return pb.CompareResponse(equal=True, repaired_version=recorded)
+                return pb.CompareResponse(equal=True, repaired_version=recorded, floors=answer.floors)
             if not request.forced:
                 await self._node.in_thread(self._check_clean, session.keyspace, snapshot, floors)
         except _Refused as refused:
@@ -270,9 +286,9 @@ class Comparisons:
         if epoch != replica.epoch:
             self._follow_epoch(replica, epoch)
             return pb.CompareResponse(hashes=wire.encode_hashes(hashing.HASH_VERSION, replica.epoch))
-        if ours == theirs:
-            return pb.CompareResponse(equal=True)
-        answer = pb.CompareResponse(rows_more=ours.count - theirs.count)
+        equal = ours == theirs
+        answer = pb.CompareResponse(equal=equal, rows_more=0 if equal else ours.count - theirs.count)
+        # Those of an equal replica count as well: a third one may hold what was deleted there and purged.
         encoded = wire.encode_floors(floors, token_range)
         if encoded != request.floors:
             answer.floors = encoded

@@ -144,6 +144,11 @@ class RepairService:
         self._started = True
         with suppress(JournalError):
             await self._opened_journal()
+        for keyspace, marks in self.peers.marks.items():
+            try:
+                await self._in_thread(marks.born, self._as_of(self._clock()))
+            except StoreError as error:
+                logger.warning("the birth of keyspace %s is not recorded: %s", keyspace, error)
         self._background = [
             asyncio.create_task(self._open_replicas(), name="antientropy open"),
             asyncio.create_task(self._sweep(), name="antientropy janitor"),

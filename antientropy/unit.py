@@ -71,6 +71,8 @@ class UnitResult:
     """Every row older than what the unit vouches for is the same on all replicas that took part."""
     acknowledged_version: int = 0
     """Every one of them has recorded that it is repaired up to here."""
+    floors: NDArray[np.uint64] | None = None
+    """The greatest floors of all; None: it was forced, so none counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +228,7 @@ class UnitRun:
             session=self._number,
             settled=isinstance(step, End) and self._settled(step),
             acknowledged_version=await self._acknowledged_version(),
+            floors=self._floors,
         )
 
     def _settled(self, step: End) -> bool:
@@ -352,7 +355,7 @@ class UnitRun:
         """Take the greatest purge floors of all; whether they have changed: then all is compared again."""
         if self._floors is None:
             return False
-        theirs = deletes.merged(*(answer.floors for answer in answers.values() if not answer.equal))
+        theirs = deletes.merged(*(answer.floors for answer in answers.values()))
         self._others_floors = deletes.merged(self._others_floors, theirs)
         floors = deletes.merged(self._floors, theirs)
         if bool((floors == self._floors).all()):

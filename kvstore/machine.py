@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from random import Random
 from typing import Final, Protocol
 
@@ -18,6 +19,7 @@ import grpc
 
 from antientropy.config import RepairConfig
 from antientropy.membership import Membership
+from antientropy.replica import Replica
 from antientropy.service import RepairService
 from antientropy.store import RowStore
 from antientropy.stores.lmdb import LmdbRowStore
@@ -73,12 +75,19 @@ class Machine(Protocol):
         ...
 
     def repair_service(
-        self, store: RowStore, membership: Membership, config: RepairConfig, latency: Callable[[], float | None]
+        self,
+        store: RowStore,
+        index_dir: Path,
+        *,
+        membership: Membership,
+        config: RepairConfig,
+        latency: Callable[[], float | None],
     ) -> RepairService:
         """A repair service that has not started.
 
         Args:
             store: The rows, as repair sees them.
+            index_dir: Where their index is kept over a restart.
             membership: Who else has them.
             config: As the node's settings have it.
             latency: Of the writes of clients, in seconds.
@@ -138,10 +147,17 @@ class ThisMachine:
         return GrpcReplicaTransport()
 
     def repair_service(
-        self, store: RowStore, membership: Membership, config: RepairConfig, latency: Callable[[], float | None]
+        self,
+        store: RowStore,
+        index_dir: Path,
+        *,
+        membership: Membership,
+        config: RepairConfig,
+        latency: Callable[[], float | None],
     ) -> RepairService:
         """See :class:`Machine`."""
-        return RepairService({KEYSPACE: store}, membership, config, latency=latency, clock=self._wall)
+        replica = Replica(store, index_dir=index_dir)
+        return RepairService({KEYSPACE: replica}, membership, config, latency=latency, clock=self._wall)
 
     async def listen(
         self, name: str, address: str, services: Sequence[Register], *, rpcs_max: int, grace_seconds: float

@@ -193,7 +193,11 @@ class KvStoreNode:
         replica = LocalReplica(store, writer, clock)
         self._stack.callback(replica.close)
         repair = self._repair = self._machine.repair_service(
-            ClockedStore(store, clock), self._membership, self.config.repair_config(), writer.recent_latency_seconds
+            ClockedStore(store, clock),
+            self.config.index_dir,
+            membership=self._membership,
+            config=self.config.repair_config(),
+            latency=writer.recent_latency_seconds,
         )
         self._stack.push_async_callback(repair.stop)
         replica_service = ReplicaService(cluster_name=self.config.cluster_name, replica=replica)

@@ -1,53 +1,47 @@
-"""docs/repair.md says what messages cost: its table is read here and compared with what crosses the network."""
+"""The examples of docs/repair.md run."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+import sqlite3
 from pathlib import Path
 
-import numpy as np
 import pytest
-from repair_peers import World, row
 
-from antientropy.transport.memory import Crossing
+from antientropy.testing import StoreContract
 
-DOCUMENT = (Path(__file__).parent.parent / "docs" / "repair.md").read_text()
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    world = World()
-    yield world
-    await world.close()
+TEXT = (Path(__file__).parents[1] / "docs" / "repair.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
-def documented() -> dict[str, tuple[str, str]]:
-    """Request and answer of each message of the table."""
-    rows = re.findall(r"(?m)^\| ((?:Compare|Heartbeat)[^|]*) \| ([^|]*) \| ([^|]*) \|$", DOCUMENT)
-    return {name: (request, answer) for name, request, answer in rows}
+def test_a_store_of_ones_own_is_tested(tmp_path: Path) -> None:
+    names: dict[str, object] = {}
+    exec(next(one for one in EXAMPLES if "StoreContract" in one), names)
+    contract = names["TestMyStore"]
+    assert isinstance(contract, type)
+    assert issubclass(contract, StoreContract)
+    made = contract()
+    with made.opened(tmp_path) as store:
+        made.test_the_past_is_closed_below_the_fence(store)
+    made.test_the_winner_of_each_key_stays_in_any_order()
+    with pytest.raises(pytest.skip.Exception):
+        made.test_rows_and_marks_come_back(tmp_path)
+    tests = [name for name in dir(StoreContract) if name.startswith("test_")]
+    assert f"The contract has {len(tests)} tests" in TEXT
 
 
-async def test_messages_cost_what_the_table_says(world: World) -> None:
-    # As many rows as make the number of them three bytes, as a million does.
-    rows = [row(number) for number in range(20_000)]
-    here, there = world.node(rows[:-1]), world.node(rows)
-    sizes: list[tuple[str, bool, int]] = []
-
-    def watch(crossing: Crossing) -> None:
-        sizes.append((crossing.method, crossing.is_request, len(crossing.data)))
-
-    world.network.faults = watch
-    assert (await world.client(there).compare(there.root())).equal
-    client = world.client(there)
-    await client.compare(here.root())
-    await client.heartbeat()
-    _ = [rows async for rows in client.fetch(np.array([row(19_999).token], np.uint64))]
-    assert (await client.compare(there.root())).equal
-    pairs = [(str(sizes[at][2]), str(sizes[at + 1][2])) for at in range(0, len(sizes), 2)]
-    equal, opening, heartbeat, _, verifying = pairs
-    table = documented()
-    assert equal == table["Compare, equal"]
-    assert opening == table["Compare, unequal: opens a session"]
-    assert heartbeat == table["Heartbeat, Close"]
-    assert verifying == table["Compare with the session open, equal"]
+def test_a_table_in_sqlite_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    connection = sqlite3.connect("shop.db")
+    with connection:
+        connection.execute(
+            "CREATE TABLE orders (customer TEXT, number INTEGER, note TEXT, changed_at INTEGER NOT NULL,"
+            " PRIMARY KEY (customer, number))"
+        )
+        connection.execute("INSERT INTO orders VALUES ('ann', 1, 'x', 5)")
+    connection.close()
+    names: dict[str, object] = {}
+    exec(next(one for one in EXAMPLES if "SqliteRowStore(" in one), names)
+    store = names["store"]
+    assert getattr(store, "row_count", 0) == 1
+    store.uninstall()  # type: ignore[attr-defined] # whatever the document made

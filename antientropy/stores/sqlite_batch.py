@@ -95,6 +95,7 @@ class SqliteBatch:
         self._columns = columns
         self._delete_version = delete_version
         self._index = columns.side("index")
+        self._select = columns.select
         self._table = quoted(columns.table)
         self._came: list[tuple[Indexed, int]] = []
         self.refused = 0
@@ -156,7 +157,7 @@ class SqliteBatch:
 
     def _find(self, keys: Sequence[Column]) -> Sequence[Column] | None:
         """What the table holds of a row: its ``read_columns``."""
-        found = self.connection.execute(self._columns.select, keys).fetchone()
+        found = self.connection.execute(self._select, keys).fetchone()
         if found is None:
             return None
         stored = found[: len(keys)]

@@ -31,6 +31,8 @@ FORMAT: Final = "antientropy sqlite 1"
 _SQLITE_VERSION_MIN: Final = (3, 31, 0)
 #: SQLite's integers are signed: versions and tokens beyond do not fit, so tokens are stored less 2**63.
 VERSION_MAX: Final = 2**63 - 1
+#: Tokens are random: with SQLite's 2 MiB, an index of more than 30,000 rows is read from disk again and again.
+_CACHE_KIB: Final = 64 * 1024
 INDEX_COLUMNS: Final = (
     "token INTEGER NOT NULL, key BLOB NOT NULL, version INTEGER NOT NULL, digest BLOB NOT NULL,"
     " deleted INTEGER NOT NULL, PRIMARY KEY (token, key)"
@@ -216,6 +218,7 @@ def connect(path: Path, busy_seconds: float, *, durable: bool = True) -> sqlite3
     connection = sqlite3.connect(path, timeout=busy_seconds, isolation_level=None, check_same_thread=False)
     try:
         connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     except BaseException:
         connection.close()
         raise

@@ -106,7 +106,8 @@ class LocalCluster:
         seed = self.nodes[0].addresses.get("peers")
         command = ["kvstore", "serve", "--cluster-name", CLUSTER_NAME, "--data-dir", str(node.directory / "data")]
         command += ["--replication-factor", str(NODES), "--interval-seconds", str(self.interval_seconds)]
-        command += ["--ready-file", str(ready)]
+        # Nothing is to heal before the demonstration has shown what is ill.
+        command += ["--ready-file", str(ready), "--repair-period-seconds", "0"]
         for listener in _LISTENERS:
             command += [f"--listen-{listener}", node.addresses.get(listener, "127.0.0.1:0")]
         if seed is not None:

@@ -205,6 +205,18 @@ class Story:
         for label in ("Rows that differed", "Rows moved"):
             if (number := _number_after(label, lines)) != changed:
                 raise DemoError(f"nodetool repair says '{label}': {number:,}; {changed:,} rows were changed")
+        found = _number_after("Bytes for finding", lines)
+        self._stage.say(
+            f"Exactly the {changed:,} rows that differ moved, each once; finding them among {len(self._rows):,} took "
+            f"{found:,} bytes. Once more, now that nothing differs:"
+        )
+        again = await self.repair_now()
+        if moved := _number_after("Rows moved", again):
+            raise DemoError(f"nothing differed any more, and nodetool repair says that {moved:,} rows moved")
+        self._stage.say(
+            f"{_number_after('Bytes for finding', again):,} bytes in {_number_after('Round trips', again)} round trip "
+            f"to know that {NODES} replicas are equal: the trees are kept up to date with every write."
+        )
 
     async def repair_now(self) -> list[str]:
         """Run the command and show what it prints."""

@@ -6,11 +6,14 @@ other, and the root hash computed again from these rows. Pure; reading them is t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from antientropy.core.hashing import row_digest
+import numpy as np
+
+from antientropy.core.hashing import digest_columns, epoch_digests, row_digest
+from antientropy.core.merkle import root_from
 
 FAULTS_SHOWN_MAX = 10
 """A replica that lacks everything must not fill the screen."""
@@ -70,14 +73,15 @@ class Verifier:
         """Compare all rows of one replica, and its own claims about them, with what they have to be."""
         first = not self.summaries
         seen: set[bytes] = set()
-        tombstone_count = root = 0
+        tombstone_count = 0
+        digests: list[bytes] = []
         for row in rows:
             if row.key in seen:
                 self._fault(f"{name}: {_text(row.key)} was read twice")
                 continue
             seen.add(row.key)
             tombstone_count += row.deleted
-            root ^= int.from_bytes(row_digest(row.key, row.version, row.deleted, row.value))
+            digests.append(row_digest(row.key, row.version, row.deleted, row.value))
             self._compare_with_expected(name, row)
             content = (row.version, row.value, row.deleted)
             if first:
@@ -87,9 +91,7 @@ class Verifier:
         for key in self.expected:
             if key not in seen:
                 self._fault(f"{name}: {_text(key)} is missing")
-        summary = ReplicaSummary(
-            name=name, row_count=len(seen), tombstone_count=tombstone_count, root=root.to_bytes(16)
-        )
+        summary = ReplicaSummary(name=name, row_count=len(seen), tombstone_count=tombstone_count, root=root_of(digests))
         if claimed_root != summary.root:
             self._fault(f"{name}: says its root hash is {claimed_root.hex()}, its rows give {summary.root.hex()}")
         if claimed_row_count != summary.row_count:
@@ -120,6 +122,12 @@ class Verifier:
         """Every fault as a line, at most ``FAULTS_SHOWN_MAX`` and one that counts the others; empty: all is well."""
         others = [f"and {self.faults_left_out:,} more"] if self.faults_left_out else []
         return self.faults + others
+
+
+def root_of(digests: Sequence[bytes]) -> bytes:
+    """The root hash over rows with these digests, in the seed epoch that new replicas have."""
+    high, low = np.bitwise_xor.reduce(epoch_digests(digest_columns(b"".join(digests)), 0), axis=0).tolist()
+    return root_from(high, low, len(digests)).digest
 
 
 def _text(key: bytes) -> str:

@@ -12,6 +12,7 @@ from antientropy.store import Row
 from antientropy.stores.lmdb import LmdbRowStore
 from antientropy.stores.memory import MemoryRowStore
 from kvstore.simulation.process import Process
+from kvstore.simulation.truth import FIRST, Place, place_of
 
 
 class Observer(Protocol):
@@ -21,8 +22,8 @@ class Observer(Protocol):
         """Before a row is applied; ``from_repair``: a repair brings it."""
         ...
 
-    def seen_on_disk(self, row: Row, greatest: int) -> None:
-        """After a row was applied: what is stored of its key now, and the greatest version ever stored of it before."""
+    def seen_on_disk(self, row: Row, greatest: Place) -> None:
+        """After a row was applied: what is stored of its key now, and the greatest that ever was."""
         ...
 
 
@@ -40,7 +41,7 @@ class SimulatedDisk:
         self.observer = observer
         self._lmdb = lmdb
         self._memory = MemoryRowStore()
-        self._greatest: dict[bytes, int] = {}
+        self._greatest: dict[bytes, Place] = {}
         self._open: list[StoreHandle] = []
 
     def open_store(self, process: Process) -> StoreHandle:
@@ -77,7 +78,7 @@ class StoreHandle:
     """A store as one run of a node sees it."""
 
     def __init__(
-        self, store: Any, process: Process, observer: Observer, greatest: dict[bytes, int], *, keep: bool
+        self, store: Any, process: Process, observer: Observer, greatest: dict[bytes, Place], *, keep: bool
     ) -> None:
         self._store = store
         self._greatest = greatest
@@ -95,8 +96,9 @@ class StoreHandle:
         applied = int(self._store.apply(rows, **options))
         for row in self._store.get_many([row.key for row in rows]):
             if row is not None:
-                self._observer.seen_on_disk(row, self._greatest.get(row.key, 0))
-                self._greatest[row.key] = max(row.version, self._greatest.get(row.key, 0))
+                greatest = self._greatest.get(row.key, FIRST)
+                self._observer.seen_on_disk(row, greatest)
+                self._greatest[row.key] = max(place_of(row), greatest)
         return applied
 
     def close(self) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 from typing import Any, Final, cast
 
 from antientropy.config import RepairConfig
 from antientropy.core.pacing import ThrottleSettings
 from antientropy.membership import Membership
+from antientropy.replica import Replica
 from antientropy.service import RepairService
 from antientropy.store import RowStore
 from gossiper import GossipConfig, Gossiper
@@ -42,6 +45,19 @@ _REPAIR_SETTINGS: Final[dict[str, Any]] = {
     "purge_interval_seconds": 2.0,
     "vouch_step_seconds": 1.0,
 }
+
+
+class PromptReplica(Replica):
+    """A replica whose index is made anew while virtual time stands still, and never because it has outgrown its depth.
+
+    When a real thread is done would be a matter of chance.
+    """
+
+    def rebuild(self, epoch: int | None = None, *, tree_depth: int | None = None) -> Future[None]:
+        """As :class:`~antientropy.replica.Replica` does it, but done on return."""
+        done = super().rebuild(epoch, tree_depth=tree_depth)
+        done.exception()
+        return done
 
 
 class SimulatedMachine:
@@ -93,13 +109,15 @@ class SimulatedMachine:
     def repair_service(
         self,
         store: RowStore,
+        index_dir: Path,
+        *,
         membership: Membership,
         config: RepairConfig,
         latency: Callable[[], float | None],  # noqa: ARG002 - slowing down would depend on the real processor's time
     ) -> RepairService:
         """A repair service on the simulated network, with delays that fit into a run."""
         return RepairService(
-            {KEYSPACE: store},
+            {KEYSPACE: PromptReplica(store, index_dir=index_dir, tree_depth=self.random.choice([1, 2, 3]))},
             membership,
             replace(config, throttle=ThrottleSettings(), **_REPAIR_SETTINGS),
             transport=SimulatedRepairTransport(self._network, self._endpoint, self._process),

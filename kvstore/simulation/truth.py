@@ -1,7 +1,8 @@
 """What clients did, what may be anywhere because of it, and what must never be seen.
 
 Every value is derived from the seed and the number of its operation, so a row that is found anywhere can be checked
-without having been remembered. By the order of versions (last write wins), not by that of time:
+without having been remembered. By the order of (version, digest), as the last write wins, not by that of time (and two
+coordinators may give one version to two rows of a key):
 
 * an acknowledged write is lost when a quorum read that began later, or the end, shows something older or nothing;
 * a deleted row has returned when such a read, or the end, shows a value older than an acknowledged deletion;
@@ -15,9 +16,19 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
+from typing import Final
 
 from antientropy.store import Row
 from kvstore.replication import Mutation
+
+Place = tuple[int, bytes]
+"""Version and digest of a row: of two rows with one key the greater one wins."""
+FIRST: Final[Place] = (0, b"")
+
+
+def place_of(row: Row) -> Place:
+    """Where it stands among the rows of its key."""
+    return row.version, row.digest
 
 
 class ViolationError(Exception):
@@ -42,12 +53,12 @@ class KeyHistory:
     operations: set[int] = field(default_factory=set)
     deletions: int = 0
     """Deletions that were tried."""
-    acknowledged: int = 0
-    """The greatest version that was acknowledged."""
-    acknowledged_delete: int = 0
+    acknowledged: Place = FIRST
+    """The greatest place that was acknowledged."""
+    acknowledged_delete: Place = FIRST
     """The same, of deletions only."""
-    issued: dict[int, Row] = field(default_factory=dict)
-    """Every row that a coordinator has sent, by version."""
+    issued: dict[Place, Row] = field(default_factory=dict)
+    """Every row that a coordinator has sent."""
 
 
 class Truth:
@@ -74,10 +85,11 @@ class Truth:
     def acknowledged(self, mutation: Mutation, version: int) -> None:
         """A client was told that its write is done."""
         history = self.keys[mutation.key]
-        history.acknowledged = max(history.acknowledged, version)
+        place = place_of(Row(mutation.key, version, mutation.value, mutation.deleted))
+        history.acknowledged = max(history.acknowledged, place)
         if mutation.deleted:
-            history.acknowledged_delete = max(history.acknowledged_delete, version)
-        if version not in history.issued:
+            history.acknowledged_delete = max(history.acknowledged_delete, place)
+        if place not in history.issued:
             raise ViolationError("phantom_version", f"{mutation.key!r}: version {version} was never sent to a replica")
 
     def seen_on_the_way(self, row: Row, from_repair: bool) -> None:
@@ -87,12 +99,12 @@ class Truth:
         except ViolationError as violation:
             self.violations.append(violation)
 
-    def seen_on_disk(self, row: Row, greatest: int) -> None:
+    def seen_on_disk(self, row: Row, greatest: Place) -> None:
         """What a replica holds of a key never becomes older, not even after a deletion has been purged."""
-        if row.version < greatest:
+        if place_of(row) < greatest:
             self.violations.append(
                 ViolationError(
-                    "older_row", f"a replica has version {row.version} of {row.key!r} now, and has had {greatest}"
+                    "older_row", f"a replica has version {row.version} of {row.key!r} now, and has had {greatest[0]}"
                 )
             )
 
@@ -100,15 +112,12 @@ class Truth:
         history = self.keys.get(row.key)
         if history is None:
             raise ViolationError("phantom_row", f"nobody has ever written {row.key!r}, but a replica is given it")
-        known = history.issued.get(row.version)
-        if known is not None:
-            if (known.value, known.deleted) != (row.value, row.deleted):
-                raise ViolationError("damaged_row", f"{row.key!r} version {row.version}: not what was written")
+        if place_of(row) in history.issued:
             return
+        self._check_value(row, history)
         if from_repair:
             raise ViolationError("phantom_row", f"repair brings {row.key!r} version {row.version}, which nobody wrote")
-        self._check_value(row, history)
-        history.issued[row.version] = row
+        history.issued[place_of(row)] = row
 
     def _check_value(self, row: Row, history: KeyHistory) -> None:
         if row.deleted:
@@ -119,12 +128,12 @@ class Truth:
         if number not in history.operations or row.value != value_of(self._seed, number):
             raise ViolationError("damaged_row", f"{row.key!r} version {row.version}: no value of this seed")
 
-    def expected(self, key: bytes) -> tuple[int, int]:
-        """What a read that begins now must at least show: the greatest version acknowledged, and that of deletions."""
+    def expected(self, key: bytes) -> tuple[Place, Place]:
+        """What a read that begins now must at least show: the greatest place acknowledged, and that of deletions."""
         history = self.keys.get(key, KeyHistory())
         return history.acknowledged, history.acknowledged_delete
 
-    def check_read(self, key: bytes, row: Row | None, expected: tuple[int, int], where: str) -> None:
+    def check_read(self, key: bytes, row: Row | None, expected: tuple[Place, Place], where: str) -> None:
         """Whether what was read is as new as was known when the read began.
 
         Raises:
@@ -134,20 +143,21 @@ class Truth:
         history = self.keys.get(key, KeyHistory())
         if row is None:
             # A purged deletion shows as nothing.
-            deleted_at = max((version for version, one in history.issued.items() if one.deleted), default=0)
+            deleted_at = max((place for place, one in history.issued.items() if one.deleted), default=FIRST)
             if acknowledged > deleted_at:
-                raise ViolationError("lost_write", f"{where}: {key!r} is gone; version {acknowledged} was acknowledged")
+                raise ViolationError(
+                    "lost_write", f"{where}: {key!r} is gone; version {acknowledged[0]} was acknowledged"
+                )
             return
-        known = history.issued.get(row.version)
-        if known is None or (known.value, known.deleted) != (row.value, row.deleted):
+        place = place_of(row)
+        if place not in history.issued:
             raise ViolationError("damaged_row", f"{where}: {key!r} version {row.version} is not what was written")
-        if not row.deleted and row.version < acknowledged_delete:
+        if not row.deleted and place < acknowledged_delete:
             raise ViolationError(
                 "returned_row",
-                f"{where}: {key!r} has version {row.version} again; version {acknowledged_delete} had deleted it",
+                f"{where}: {key!r} has version {row.version} again; version {acknowledged_delete[0]} had deleted it",
             )
-        if row.version < acknowledged:
+        if place < acknowledged:
             raise ViolationError(
-                "lost_write",
-                f"{where}: {key!r} has version {row.version}; version {acknowledged} was acknowledged",
+                "lost_write", f"{where}: {key!r} has version {row.version}; version {acknowledged[0]} was acknowledged"
             )
