@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself: a virtual environment in .venv, no root, nothing outside this directory.
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench bench-peers check format generate setup setup-dev clean
+.PHONY: help demo test soak bench bench-peers bench-repair check format generate setup setup-dev clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON_IN_VENV := .venv/bin/python
@@ -23,6 +23,9 @@ bench: setup-dev  ## Measure: digest exchange, failure detector, tree build and 
 
 bench-peers: setup-dev  ## Measure beside Cassandra, chitchat and memberlist (needs java and mvn, cargo, go; minutes)
 	@$(PYTHON_IN_VENV) -m benchmarks.peers.run $(ARGS)
+
+bench-repair: setup-dev  ## Measure repair between processes: bytes to find, seconds, rows moved (ten minutes)
+	@$(PYTHON_IN_VENV) -m benchmarks.repair $(ARGS)
 
 check: setup-dev  ## Run the fast checks only: lint, types, import contracts, generated code
 	@$(PYTHON_IN_VENV) -m scripts.check

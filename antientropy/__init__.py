@@ -11,7 +11,9 @@ from antientropy.admin import RepairAdmin
 from antientropy.config import RepairConfig
 from antientropy.core.hashing import row_digest, token_of
 from antientropy.core.merkle import HashTree, Root
+from antientropy.core.pacing import ThrottleSettings
 from antientropy.core.rows import Row, RowDigests
+from antientropy.core.schedule import SchedulerSettings
 from antientropy.core.tokens import TokenRange
 from antientropy.errors import (
     AntiEntropyError,
@@ -33,14 +35,17 @@ from antientropy.errors import (
     UnknownKeyspaceError,
 )
 from antientropy.membership import Membership, ReplicatedRange
+from antientropy.metrics import RepairMetrics
 from antientropy.options import RepairMode, RepairOptions, Strategy
 from antientropy.replica import Replica
 from antientropy.reports import FlowPreview, RangeSummary, RepairStatistics, RepairUpdate, SessionInfo, SessionState
+from antientropy.scheduler import RepairScheduler
 from antientropy.service import RepairService, ReplicaDescription
 from antientropy.snapshots import ReplicaSnapshot
 from antientropy.store import Changes, RowReader, RowStore
 from antientropy.stores.lmdb import LmdbRowStore
 from antientropy.stores.memory import MemoryRowStore
+from antientropy.throttle import Throttle
 
 __all__ = [
     "AntiEntropyError",
@@ -58,10 +63,12 @@ __all__ = [
     "RepairAdmin",
     "RepairConfig",
     "RepairError",
+    "RepairMetrics",
     "RepairMode",
     "RepairOptions",
     "RepairRequestError",
     "RepairRunningError",
+    "RepairScheduler",
     "RepairService",
     "RepairStatistics",
     "RepairUpdate",
@@ -75,6 +82,7 @@ __all__ = [
     "RowReader",
     "RowRefusedError",
     "RowStore",
+    "SchedulerSettings",
     "ServiceStoppedError",
     "SessionInfo",
     "SessionState",
@@ -85,6 +93,8 @@ __all__ = [
     "StoreInUseError",
     "StoreReadOnlyError",
     "Strategy",
+    "Throttle",
+    "ThrottleSettings",
     "TokenRange",
     "UnknownKeyspaceError",
     "row_digest",

@@ -234,13 +234,15 @@ class RepairScheduler:
         began, last = self._clock(), None
         reason = "the repair ended without a result"
         try:
-            async with asyncio.timeout(self._settings.session_seconds_max):
+            async with asyncio.timeout(self._settings.session_seconds_max) as limit:
                 async with aclosing(await self._updates(view)) as updates:
                     async for update in updates:
                         last = update
                         self._session_ids[view.key] = update.session_id
                         reason = update.message or reason
         except TimeoutError:
+            if not limit.expired():
+                raise
             reason, last = f"took longer than {self._settings.session_seconds_max:g} s", None
         except AntiEntropyError as error:
             reason, last = str(error), None

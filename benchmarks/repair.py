@@ -166,6 +166,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--upkeep", action="store_true", help="tree and sketches on write, in batches and by single puts")
     made.add_argument("--cold-build", action="store_true", help="the index from a store that has none")
     made.add_argument("--write-latency", action="store_true", help="of the store with and without a repair")
+    made.add_argument(
+        "--rounds", type=int, default=10, help="of the latency of writes, each a quiet phase and two repairs"
+    )
     made.add_argument("--report", type=Path, metavar="FILE", help="measure everything and write it as Markdown")
     return made
 

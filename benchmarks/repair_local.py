@@ -26,14 +26,16 @@ BATCH_ROWS: Final = 1000
 BATCHES: Final = 30
 SINGLE_PUTS: Final = 2000
 BUILDS: Final = 3
-LATENCY_ROUNDS: Final = 10
 LATENCY_DIFFERENCES: Final = 2_000
 LATENCY_WRITES_PER_SECOND: Final = 200.0
+DRAWINGS: Final = 400
 QUIET_SECONDS: Final = 2.0
 #: Each in turn, in every round; in the last the repair is told of the latency, and goes slower when it rises.
 _PHASES: Final = ("quiet", "repair", "repair_backing_off")
 
 Json = dict[str, Any]
+#: Seconds of writes, by phase and round.
+Samples = dict[str, list[list[float]]]
 Local = Callable[[argparse.Namespace, Path], Json]
 
 
@@ -181,11 +183,11 @@ async def _write_latency(options: argparse.Namespace, directory: Path) -> Json:
     value_bytes = options.value_bytes[0]
     paths = _stores(options, directory, 2, value_bytes)
     cluster = await Cluster.start(directory, paths, rtt_seconds=options.rtt_ms / 1000)
-    samples: list[dict[str, list[float]]] = [{phase: [] for phase in _PHASES} for _ in cluster.replicas]
+    samples: list[Samples] = [{phase: [] for phase in _PHASES} for _ in cluster.replicas]
     seconds: dict[str, list[float]] = {phase: [] for phase in _PHASES}
     moved, differences, number = 0, min(LATENCY_DIFFERENCES, options.rows), 0
     try:
-        for turn in range(LATENCY_ROUNDS):
+        for turn in range(options.rounds):
             for phase in _PHASES:
                 if phase != "quiet":
                     case = _latency_case(options, value_bytes, number, differences)
@@ -204,8 +206,8 @@ async def _write_latency(options: argparse.Namespace, directory: Path) -> Json:
                     seconds[phase].append(round(repaired["seconds"], 3))
                     moved += repaired["statistics"]["rows_moved"]
                 for at, written in enumerate(await cluster.all("written")):
-                    samples[at][phase] += written["seconds"][before[at]["writes"] :]
-            say(f"round {turn + 1} of {LATENCY_ROUNDS}: repairs took {seconds['repair'][-1]:.2f} s")
+                    samples[at][phase].append(written["seconds"][before[at]["writes"] :])
+            say(f"round {turn + 1} of {options.rounds}: repairs took {seconds['repair'][-1]:.2f} s")
     finally:
         await cluster.stop()
     return {
@@ -236,7 +238,8 @@ def _plain(case: Case) -> Json:
     return {name: getattr(case, name) for name in case.__slots__}
 
 
-def _quantiles(seconds: list[float]) -> Json:
+def _quantiles(rounds: list[list[float]]) -> Json:
+    seconds = [one for part in rounds for one in part]
     p50, p90, p99 = (round(1000 * float(one), 3) for one in np.quantile(seconds, (0.5, 0.9, 0.99)))
     return {
         "writes": len(seconds),
@@ -247,9 +250,21 @@ def _quantiles(seconds: list[float]) -> Json:
     }
 
 
-def _ratio(found: dict[str, list[float]]) -> Json:
-    quiet, repair, backing_off = (float(np.quantile(found[phase], 0.99)) for phase in _PHASES)
-    return {"p99_ratio": round(repair / quiet, 3), "p99_ratio_backing_off": round(backing_off / quiet, 3)}
+def _ratio(found: Samples) -> Json:
+    """p99 against that of the quiet phase, and between what nine of ten drawings of rounds would have it."""
+    rng, ratios = np.random.default_rng(1), {}
+    for phase in _PHASES[1:]:
+        drawn = []
+        for number in range(DRAWINGS + 1):
+            every = np.arange(len(found["quiet"]))
+            rounds = rng.choice(every, len(every)) if number else every
+            p99 = [
+                float(np.quantile(np.concatenate([found[one][at] for at in rounds]), 0.99)) for one in ("quiet", phase)
+            ]
+            drawn.append(p99[1] / p99[0])
+        low, high = np.quantile(drawn[1:], (0.05, 0.95)).tolist()
+        ratios[f"p99_ratio_{phase}"] = [round(drawn[0], 2), round(low, 2), round(high, 2)]
+    return ratios
 
 
 def _stores(options: argparse.Namespace, directory: Path, count: int, value_bytes: int) -> list[Path]:

@@ -78,8 +78,11 @@ def latency(found: Json) -> str:
         for number, one in enumerate(found["replicas"])
         for phase in phases
     ]
+    for row, (one, phase) in zip(rows, [(one, phase) for one in found["replicas"] for phase in phases], strict=True):
+        ratio, low, high = one.get(f"p99_ratio_{phase}", (1.0, 1.0, 1.0))
+        row.append("1" if phase == "quiet" else f"{ratio:.2f} ({low:.2f} to {high:.2f})")
     head = f"{found['writes_per_second']:.0f} puts per second and replica"
-    return table([head, *(name.replace("_", " ") for name in _LATENCY_COLUMNS)], rows)
+    return table([head, *(name.replace("_", " ") for name in _LATENCY_COLUMNS), "p99 / quiet"], rows)
 
 
 _LATENCY_COLUMNS: Final = ("writes", "p50_ms", "p90_ms", "p99_ms")
@@ -132,13 +135,16 @@ def _flat(name: str, found: Any, indent: str = "") -> str:
 
 _TEMPLATE: Final = """# Repair, measured
 
-Written by `python -m benchmarks.repair --report docs/repair-measured.md`: {environment}. Replicas are processes on
-loopback with LMDB stores and default settings. `to find` is all that travels but keys and values of rows, the final
-check included; the library's own count and that of a relay which takes HTTP/2 apart are the same in every line, or the
-run fails. `on the wire` is what TCP carries both ways, less keys and values. `bound` is d (b - log2 d + 1.44) bits for
-d items of b = 128 bits (token and version); a row that is updated or deleted is two items. `optimal` was counted when
-the difference was made; `CPU` is of all replicas; `peak` is the largest replica's resident memory, of which the mapped
-store is most. In the end the rows of all stores are hashed and compared. Each half of the differences is at one side.
+Written by `python -m benchmarks.repair --report docs/repair-measured.md`:
+{environment}.
+
+Replicas are processes on loopback with LMDB stores and default settings. `to find` is all that travels but keys and
+values of rows, the final check included; the library's own count and that of a relay which takes HTTP/2 apart are the
+same in every line, or the run fails. `on the wire` is what TCP carries both ways, less keys and values. `bound` is
+d (b - log2 d + 1.44) bits for d items of b = 128 bits (token and version); a row that is updated or deleted is two
+items. `optimal` was counted when the difference was made; `CPU` is of all replicas; `peak` is the largest replica's
+resident memory, of which the mapped store is most. In the end the rows of all stores are hashed and compared. Each half
+of the differences is at one side.
 
 ## Two replicas
 
@@ -171,7 +177,7 @@ Felt by writes (CPU of all threads with an index, less without): {writes}.
 {cold}
 
 Single durable puts while a repair of 2,000 rows runs; both replicas write, on the same disk. `backing off`: the repair
-is told what the puts take, and goes slower when that rises.
+is told what the puts take, and goes slower when that rises. In brackets: what nine of ten drawings of rounds give.
 
 {latency}
 """
