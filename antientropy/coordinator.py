@@ -134,6 +134,8 @@ class RepairRun:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        if self._state.is_final:
+            return
         self.entered(SessionState.PAUSED)
         self.say("Repair paused")
         await self._context.in_thread(self._journal.update, self.info)
@@ -330,6 +332,7 @@ class RepairRun:
         gaps = without(unit.token_range, [part.token_range for part in parts])
         return Vouching(
             as_of=self._as_of,
+            replicas=replicas,
             # Only one can be told; with parts of several sessions the others count when all are repaired again.
             confirmed_session=parts[0].session if len({part.session for part in parts}) == 1 else 0,
             purge_version=0 if gaps or not parts else min(part.acknowledged_version for part in parts),
@@ -403,7 +406,7 @@ class RepairRun:
             if not planned.complete or not set(planned.replicas) <= {context.local, *result.peers}:
                 continue
             if self._as_of:
-                await context.in_thread(context.marks.confirm, result.session, held)
+                await context.in_thread(context.marks.confirm, result.session, held, result.floors)
             part = RepairedPart(
                 token_range=planned.token_range,
                 replicas=tuple(sorted(planned.replicas)),

@@ -38,12 +38,35 @@ class ReplicaMarks:
                 f"a mark of the store is damaged: {error}; wipe the replica and repair it"
             ) from error
 
-    def fence(self, session: int, token_range: TokenRange, as_of: int) -> None:
-        """Close the past of a range below a version, before its rows are looked at, and take part in the session."""
+    def born(self, version: int) -> None:
+        """Record the birth of a store that has neither rows nor marks; for every other one, do nothing.
+
+        Args:
+            version: That of the time when writes that are still under way began, see ``deletes.session_version``.
+        """
+        with self._lock:
+            names = (deletes.FENCE_MARK, deletes.REPAIRED_MARK, deletes.FLOORS_MARK)
+            if not version or self._store.row_count or any(self._store.read_mark(name) is not None for name in names):
+                return
+            before, after = self.read(), deletes.Marks.born(version)
+            self._write(deletes.FENCE_MARK, before.fence, after.fence)
+            self._write(deletes.REPAIRED_MARK, before.repaired, after.repaired)
+
+    def fence(
+        self, session: int, token_range: TokenRange, as_of: int, floors: NDArray[np.uint64] | None = None
+    ) -> None:
+        """Close the past of a range, before its rows are looked at, and take part in the session.
+
+        Args:
+            session: Its name.
+            token_range: Its range.
+            as_of: What it counts for; the past ends there.
+            floors: Of the other side; the past does not end before them.
+        """
         with self._lock:
             before = self.read()
-            after = before.fenced(as_of, deletes.buckets_touched(token_range))
-            self._write(deletes.FENCE_MARK, before.fence, after.fence)
+            fence = before.fenced(as_of, deletes.buckets_touched(token_range)).fence
+            self._write(deletes.FENCE_MARK, before.fence, fence if floors is None else deletes.merged(fence, floors))
             self._ledger.took_part(session, token_range, as_of)
 
     def failed(self, session: int) -> None:
@@ -73,9 +96,12 @@ class ReplicaMarks:
         """Up to which version all buckets of a range are recorded as repaired."""
         return int(self.read().repaired[deletes.buckets_touched(token_range)].min())
 
-    def floors_permitted(self, version: int, token_range: TokenRange) -> NDArray[np.uint64]:
-        """The floors below which tombstones may be purged now that all replicas are repaired up to ``version``."""
-        permitted = deletes.within(version, deletes.buckets_touched(token_range))
+    def floors_permitted(self, version: int, token_range: TokenRange, held: Sequence[TokenRange]) -> NDArray[np.uint64]:
+        """The floors below which tombstones may be purged now that all replicas are repaired up to ``version``.
+
+        A bucket of which this node holds tokens outside of the range keeps its floor: those may have other replicas.
+        """
+        permitted = deletes.bucket_versions([(token_range, version)], held)
         return self.read().purged(permitted, self._mode).floors
 
     def _write(self, name: str, before: NDArray[np.uint64], after: NDArray[np.uint64]) -> None:

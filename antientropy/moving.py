@@ -213,6 +213,9 @@ class PlanMover:
         return np.setdiff1d(tokens, changed, assume_unique=True)
 
     def _changed(self, tokens: Tokens) -> Tokens:
+        snapshot = self._snapshot
+        if not len(tokens) or self._context.replica.root(snapshot.token_range, snapshot.floors) == snapshot.root:
+            return np.empty(0, np.uint64)
         ranges = [TokenRange(token, token) for token in tokens.tolist()]
         before = RowDigests.concatenate([*self._snapshot.digests(ranges)])
         reader = self._context.replica.store.read()

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from antientropy import wire
 from antientropy.config import RepairConfig
+from antientropy.core.glance import Glance
 from antientropy.core.hashing import HASH_VERSION
 from antientropy.core.merkle import Root
 from antientropy.core.requests import LocateAnswer, LocateRequest
 from antientropy.core.rows import Row
-from antientropy.core.sketch import Symbols
 from antientropy.core.tokens import TokenRange
 from antientropy.errors import PeerError, PeerMessageError, SessionLostError
 from antientropy.reports import RepairStatistics
@@ -101,7 +101,7 @@ class RootsAnswer:
     peer has begun to if it is the lesser one), then compare again."""
     repaired_version: int = 0
     """Answers ``confirmed_session``: up to which version all buckets of the range are recorded as repaired there."""
-    symbols: Symbols | None = None
+    symbols: Glance | None = None
     """First symbols of its sketch of the range, for the locator; None when there is no session with a snapshot."""
     refusal: Refusal | None = None
     """Set: nothing was compared, no session is open."""
@@ -254,12 +254,32 @@ class PeerClient:
             PeerError: the peer failed or broke the protocol. A refusal is no error, but in the answer.
         """
         bounds = wire.NO_FLOORS if floors is None else floors
+        request = self._compare_request(root, bounds, epoch, open_session)
+        request.forced = forced
+        if request.keyspace:
+            request.repaired_version = wire.encode_version(repaired_version)
+            request.confirmed_session = confirmed_session
+            request.purge_version = wire.encode_version(purge_version)
+            if repaired_version and replicas:
+                request.replicas = wire.hash_of_replicas(replicas)
+                if self._owner in replicas:
+                    request.owner, request.owner_place = "", 1 + sorted(replicas).index(self._owner)
+        answer = await self._unary("Compare", request, pb.CompareResponse)
+        with self._peer_errors():
+            result = self._roots_answer(answer, root, bounds, epoch)
+        wanted = open_session is OpenSession.ALWAYS or (open_session is OpenSession.IF_UNEQUAL and not result.equal)
+        self._open = self._to_close = wanted and result.refusal is None and result.epoch == epoch
+        return result
+
+    def _compare_request(
+        self, root: Root, floors: NDArray[np.uint64], epoch: int, open_session: OpenSession
+    ) -> pb.CompareRequest:
+        """What the peer does not know yet: with the session open, neither keyspace nor range nor owner."""
         request = pb.CompareRequest(
             open=open_session.value,
             root_digest=root.digest if root.count else b"",
             row_count=root.count,
-            forced=forced,
-            floors=wire.encode_floors(bounds, self._range),
+            floors=wire.encode_floors(floors, self._range),
         )
         if self._open or open_session is not OpenSession.NEVER:
             request.session, request.turn = self.session, self._turn
@@ -269,20 +289,9 @@ class PeerClient:
         if not self._open or epoch != self._epoch:
             request.hashes, self._epoch = wire.encode_hashes(HASH_VERSION, epoch), epoch
         if not self._open:
-            request.keyspace = self._keyspace
+            request.keyspace, request.owner = self._keyspace, self._owner
             wire.put_range(request, self._range)
-            request.owner = self._owner
-            request.repaired_version = wire.encode_version(repaired_version)
-            request.confirmed_session = confirmed_session
-            if repaired_version and replicas:
-                request.replicas = wire.hash_of_replicas(replicas)
-            request.purge_version = wire.encode_version(purge_version)
-        answer = await self._unary("Compare", request, pb.CompareResponse)
-        with self._peer_errors():
-            result = self._roots_answer(answer, root, bounds, epoch)
-        wanted = open_session is OpenSession.ALWAYS or (open_session is OpenSession.IF_UNEQUAL and not result.equal)
-        self._open = self._to_close = wanted and result.refusal is None and result.epoch == epoch
-        return result
+        return request
 
     def _roots_answer(
         self, answer: pb.CompareResponse, root: Root, floors: NDArray[np.uint64], epoch: int
@@ -290,12 +299,12 @@ class PeerClient:
         if answer.HasField("refusal"):
             return RootsAnswer(False, 0, floors, epoch, refusal=_refusal(answer.refusal))
         recorded = wire.decode_version(answer.repaired_version)
-        if answer.equal:
-            return RootsAnswer(True, root.count, floors, epoch, recorded)
         theirs = np.maximum(floors, wire.decode_floors(answer.floors, self._range))
+        if answer.equal:
+            return RootsAnswer(True, root.count, theirs, epoch, recorded)
         if answer.hashes:
             return RootsAnswer(False, 0, theirs, wire.decode_hashes(answer.hashes)[1], recorded)
-        symbols = wire.decode_first_symbols(answer.symbols)
+        symbols = wire.decode_glance(answer.symbols)
         count = root.count + answer.rows_more
         if count < 0:
             raise PeerMessageError(f"a replica of {count} rows")

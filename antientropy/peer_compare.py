@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from antientropy import wire
 from antientropy.core import deletes, hashing
-from antientropy.core.locate import first_symbols
+from antientropy.core.locate import glance
+from antientropy.core.merkle import Root
 from antientropy.core.tokens import BUCKET_LEVEL, BUCKETS, TokenRange
 from antientropy.errors import PeerMessageError
 from antientropy.leases import LeaseDenied
@@ -101,7 +102,7 @@ class Comparisons:
         if not request.keyspace:
             raise lost_session()
         keyspace, token_range = self._place(request)
-        owner = wire.check_endpoint(request.owner)
+        owner = self._owner(request, keyspace, token_range)
         if len(self._node.sessions) >= SERVED_SESSIONS_MAX:
             raise _Refused(pb.Refusal.KIND_BUSY, f"{SERVED_SESSIONS_MAX} repair sessions are open here; try later")
         session = self._node.sessions.open(keyspace, token_range, owner, request.session)
@@ -114,6 +115,22 @@ class Comparisons:
                 session.retry_after_seconds,
             )
         return session
+
+    def _owner(self, request: pb.CompareRequest, keyspace: str, token_range: TokenRange) -> str:
+        """The coordinator: by name, or by its place among the replicas that both sides see alike."""
+        if not request.owner_place:
+            return wire.check_endpoint(request.owner)
+        if not request.replicas:
+            raise PeerMessageError("an owner by its place among replicas that are not told")
+        self._check_ring(keyspace, token_range, request.replicas)
+        held = next(
+            one.replicas
+            for one in self._node.membership.ranges(keyspace)
+            if one.token_range.intersection(token_range) is not None
+        )
+        if request.owner_place > len(held):
+            raise PeerMessageError(f"an owner at place {request.owner_place} of {len(held)} replicas")
+        return sorted(held)[request.owner_place - 1]
 
     def _place(self, request: pb.CompareRequest) -> tuple[str, TokenRange]:
         """Keyspace and range of a request: served here, and held by this node as a whole."""
@@ -146,6 +163,7 @@ class Comparisons:
         except _Refused as refused:
             return pb.CompareResponse(refusal=refused.refusal)
         replica = self._node.replicas[session.keyspace]
+        theirs = self._checked(session, request)
         recorded = await self._record(session, request)
         floors = await self._node.in_thread(self._floors, session.keyspace, session.token_range, request)
         session.hashes = request.hashes or session.hashes
@@ -158,17 +176,37 @@ class Comparisons:
             return answer
         try:
             snapshot = await self._renew_snapshot(session, replica, floors)
-            if snapshot.root == wire.root_of(request.root_digest, request.row_count):
+            after = await self._node.in_thread(self._floors, session.keyspace, session.token_range, request)
+            if not np.array_equal(after, floors):
+                # Something was purged before the snapshot was opened: floors are no less than what is gone from it.
+                floors = after
+                snapshot = await self._renew_snapshot(session, replica, floors)
+                answer.floors = wire.encode_floors(floors, session.token_range)
+            if snapshot.root == theirs:
                 await self._node.sessions.drop_snapshot(session)
-                return pb.CompareResponse(equal=True, repaired_version=recorded)
+                return pb.CompareResponse(equal=True, repaired_version=recorded, floors=answer.floors)
             if not request.forced:
                 await self._node.in_thread(self._check_clean, session.keyspace, snapshot, floors)
         except _Refused as refused:
             await self._node.sessions.drop_snapshot(session)
             return pb.CompareResponse(refusal=refused.refusal)
         answer.rows_more = snapshot.root.count - request.row_count
-        answer.symbols = (await self._node.in_thread(first_symbols, snapshot)).encode()
+        answer.symbols = (await self._node.in_thread(glance, snapshot)).encode()
         return answer
+
+    def _checked(self, session: ServedSession, request: pb.CompareRequest) -> Root:
+        """All that can be wrong with a request, before any of it is recorded. Returns the coordinator's root."""
+        floors = wire.decode_floors(request.floors, session.token_range)
+        if request.repaired_version:
+            self._check_past(int(floors.max()))
+        _, epoch = wire.decode_hashes(request.hashes or session.hashes)
+        own = self._node.replicas[session.keyspace].epoch
+        if epoch > own + EPOCH_STEP_MAX:
+            raise PeerMessageError(f"hash epoch {epoch} is beyond the one here, {own}, by more than {EPOCH_STEP_MAX}")
+        for version in (request.repaired_version, request.purge_version):
+            if version:
+                self._past_version(version)
+        return wire.root_of(request.root_digest, request.row_count)
 
     async def _record(self, session: ServedSession, request: pb.CompareRequest) -> bytes:
         """Fence, confirmation and permission of a request. Returns what answers the confirmation."""
@@ -177,7 +215,8 @@ class Comparisons:
             session.purge_version = self._past_version(request.purge_version)
         if request.repaired_version:
             as_of = self._past_version(request.repaired_version)
-            await self._node.in_thread(marks.fence, session.name, session.token_range, as_of)
+            told = wire.decode_floors(request.floors, session.token_range)
+            await self._node.in_thread(marks.fence, session.name, session.token_range, as_of, told)
         if not request.confirmed_session:
             return b""
         held = [one.token_range for one in self._node.membership.ranges(session.keyspace)]
@@ -207,12 +246,15 @@ class Comparisons:
     def _past_version(self, data: bytes) -> int:
         """A version of the past: a fence in the future would keep the application's own writes out."""
         version = wire.decode_version(data)
+        self._check_past(version)
+        return version
+
+    def _check_past(self, version: int) -> None:
         version_at = self._node.config.version_at
         if version_at is None:
             raise PeerMessageError("versions tell no time here, so nothing is recorded; set version_at on every node")
         if version > version_at(self._node.epoch_seconds()):
             raise PeerMessageError(f"version {version} lies in the future of this node; look at the clocks of both")
-        return version
 
     def _floors(self, keyspace: str, token_range: TokenRange, request: pb.CompareRequest) -> NDArray[np.uint64]:
         """The greatest floors of both sides."""
@@ -244,9 +286,9 @@ class Comparisons:
         if epoch != replica.epoch:
             self._follow_epoch(replica, epoch)
             return pb.CompareResponse(hashes=wire.encode_hashes(hashing.HASH_VERSION, replica.epoch))
-        if ours == theirs:
-            return pb.CompareResponse(equal=True)
-        answer = pb.CompareResponse(rows_more=ours.count - theirs.count)
+        equal = ours == theirs
+        answer = pb.CompareResponse(equal=equal, rows_more=0 if equal else ours.count - theirs.count)
+        # Those of an equal replica count as well: a third one may hold what was deleted there and purged.
         encoded = wire.encode_floors(floors, token_range)
         if encoded != request.floors:
             answer.floors = encoded

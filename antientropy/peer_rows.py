@@ -120,6 +120,8 @@ class RowCalls:
                 del session.sent[done]
             sending = self._send(session, target, tokens.tolist())
             task = asyncio.get_running_loop().create_task(sending, name="antientropy send")
+            # Whoever asked may be gone when it fails; whoever asks again is told.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
             session.sent[request.stream] = task
         try:
             return await asyncio.shield(task)

@@ -204,9 +204,9 @@ class PeerService:
     async def _purge(self, session: ServedSession) -> None:
         store = self._node.replicas[session.keyspace].store
         try:
-            floors = await self._node.in_thread(
-                self.marks[session.keyspace].floors_permitted, session.purge_version, session.token_range
-            )
+            held = [one.token_range for one in self._node.membership.ranges(session.keyspace)]
+            permitted = self.marks[session.keyspace].floors_permitted
+            floors = await self._node.in_thread(permitted, session.purge_version, session.token_range, held)
             while True:
                 purged = await self._node.in_thread(store.purge, floors, PURGE_ROWS_PER_SLICE_MAX)
                 if purged < PURGE_ROWS_PER_SLICE_MAX:

@@ -35,6 +35,12 @@ class _Flow:
             if len(self.first_keys) < PREVIEW_KEYS_MAX:
                 self.first_keys.append(row.key)
 
+    def join(self, other: _Flow) -> None:
+        self.rows += other.rows
+        self.row_bytes += other.row_bytes
+        self.tombstones += other.tombstones
+        self.first_keys = (self.first_keys + other.first_keys)[:PREVIEW_KEYS_MAX]
+
 
 class PreviewTable:
     """Collects the flows of all units of a preview.
@@ -54,6 +60,7 @@ class PreviewTable:
             PeerError: a peer failed.
             StoreError: the own store failed.
         """
+        found: dict[tuple[str, str], _Flow] = {}
         names = [self._context.local, *(client.endpoint for client in clients)]
         for source, name in enumerate(names):
             targets = {
@@ -66,15 +73,13 @@ class PreviewTable:
                 if source:
                     async with aclosing(clients[source - 1].fetch(page)) as chunks:
                         async for rows in chunks:
-                            self._count(name, targets, rows)
+                            _count(found, name, targets, rows)
                 else:
-                    self._count(name, targets, await self._context.in_thread(_own_rows, snapshot, page))
+                    _count(found, name, targets, await self._context.in_thread(_own_rows, snapshot, page))
 
-    def _count(self, source: str, targets: dict[str, frozenset[int]], rows: list[Row]) -> None:
-        for target, tokens in targets.items():
-            if tokens:
-                flow = self._flows.setdefault((source, target), _Flow())
-                flow.add(row for row in rows if row.token in tokens)
+        # Only what was counted whole: a unit of which a peer fails meanwhile is looked at again.
+        for direction, flow in found.items():
+            self._flows.setdefault(direction, _Flow()).join(flow)
 
     def flows(self) -> tuple[FlowPreview, ...]:
         """One for each direction in which anything would travel, in the order of endpoints."""
@@ -82,6 +87,15 @@ class PreviewTable:
             FlowPreview(source, target, flow.rows, flow.row_bytes, flow.tombstones, tuple(flow.first_keys))
             for (source, target), flow in sorted(self._flows.items())
         )
+
+
+def _count(
+    flows: dict[tuple[str, str], _Flow], source: str, targets: dict[str, frozenset[int]], rows: list[Row]
+) -> None:
+    for target, tokens in targets.items():
+        if tokens:
+            flow = flows.setdefault((source, target), _Flow())
+            flow.add(row for row in rows if row.token in tokens)
 
 
 def _own_rows(snapshot: ReplicaSnapshot, tokens: NDArray[np.uint64]) -> list[Row]:

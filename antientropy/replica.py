@@ -203,12 +203,15 @@ class Replica:
         if path is None or self._index is None:
             return
         state: list[bytes | None] = []
+
+        def at_open() -> None:
+            state.append(self.store.state_id())
+            self._saved_changes = self._changes_seen
+
         try:
             with self._index_lock:
-                reader = self._read(lambda: state.append(self.store.state_id()))
-                reader.close()
+                self._read(at_open).close()
                 index = self._current()
-                self._saved_changes = self._changes_seen
                 # The copy costs milliseconds; nobody waits for the disk.
                 index = index if self._stopping else index.copy()
         except StoreError as error:
@@ -249,13 +252,15 @@ class Replica:
         if token_range.is_full and wanted is None and self._reports and not self._closed:
             with self._index_lock:
                 return self._folded().tree.root
-        known = None if wanted is None else (wanted.tobytes(), token_range.first, token_range.last)
+        seen: list[int] = []
         with self._index_lock:
-            reader = self._read()
+            # What has been seen is named while nothing can change: a root is only remembered for just these rows.
+            reader = self._read(lambda: seen.append(self._changes_seen))
             try:
                 index = self._current()
-                seen = self._changes_seen
-                if known is not None and self._expired_root is not None and self._expired_root[0] == (*known, seen):
+                name = (b"" if wanted is None else wanted.tobytes(), token_range.first, token_range.last, seen[0])
+                if self._expired_root is not None and self._expired_root[0] == name:
+                    reader.close()
                     return self._expired_root[1]
                 edges = RowDigests.concatenate([*reader.digests(index.edges(token_range))])
                 root = index.root_of(token_range, edges)
@@ -263,9 +268,9 @@ class Replica:
                 reader.close()
                 raise
         try:
-            if wanted is not None and known is not None:
+            if wanted is not None:
                 root = _without_expired(root, reader, token_range, wanted, index.epoch)
-                self._expired_root = ((*known, seen), root)
+                self._expired_root = (name, root)
         finally:
             reader.close()
         return root

@@ -217,8 +217,10 @@ class ServedSessions:
         self._finished[session.name] = (session.turn, session.answer)
         while len(self._finished) > FINISHED_SESSIONS_MAX:
             self._finished.popitem(last=False)
-        for task in session.sent.values():
+        sending = list(session.sent.values())
+        for task in sending:
             task.cancel()
+        await asyncio.gather(*sending, return_exceptions=True)
         await self.drop_snapshot(session)
         self._on_closed(session)
 

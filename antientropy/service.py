@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from random import Random
 from types import TracebackType
@@ -33,7 +33,6 @@ from antientropy.errors import (
     StoreError,
     UnknownKeyspaceError,
 )
-from antientropy.feed import UpdateListener
 from antientropy.journal import JournaledSession, RepairJournal
 from antientropy.limits import HISTORY_SESSIONS_MAX
 from antientropy.membership import Membership
@@ -145,6 +144,11 @@ class RepairService:
         self._started = True
         with suppress(JournalError):
             await self._opened_journal()
+        for keyspace, marks in self.peers.marks.items():
+            try:
+                await self._in_thread(marks.born, self._as_of(self._clock()))
+            except StoreError as error:
+                logger.warning("the birth of keyspace %s is not recorded: %s", keyspace, error)
         self._background = [
             asyncio.create_task(self._open_replicas(), name="antientropy open"),
             asyncio.create_task(self._sweep(), name="antientropy janitor"),
@@ -252,8 +256,9 @@ class RepairService:
             JournalError: the journal cannot be read or written.
         """
         run = await self._begin(keyspace, RepairOptions() if options is None else options, None)
-        async for update in self._watched(run):
-            yield update
+        async with aclosing(self._watched(run)) as updates:
+            async for update in updates:
+                yield update
 
     async def resume(self, session_id: str) -> AsyncGenerator[RepairUpdate, None]:
         """Go on with a paused repair, or with one that was interrupted: what it has verified is skipped.
@@ -281,8 +286,9 @@ class RepairService:
         if journaled.info.state is not SessionState.INTERRUPTED:
             raise RepairRequestError(f"session {session_id} is {journaled.info.state.value}; begin a new repair")
         run = await self._begin(journaled.info.keyspace, journaled.options, journaled)
-        async for update in self._watched(run):
-            yield update
+        async with aclosing(self._watched(run)) as updates:
+            async for update in updates:
+                yield update
 
     async def pause(self, session_id: str) -> None:
         """Let a repair rest; when this returns it holds nothing, here or on any peer.
@@ -382,7 +388,7 @@ class RepairService:
         task = asyncio.create_task(self._run(run), name=f"antientropy repair {run.info.keyspace}")
         self._tasks[run.session_id] = task
         try:
-            async for update in _updates(listener):
+            while (update := await listener.next()) is not None:
                 yield update
             await asyncio.wait({task})
             if task.cancelled() and not run.cancelled:
@@ -477,8 +483,3 @@ class RepairService:
 
     async def _in_thread(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
-
-
-async def _updates(listener: UpdateListener) -> AsyncGenerator[RepairUpdate, None]:
-    while (update := await listener.next()) is not None:
-        yield update

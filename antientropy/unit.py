@@ -71,6 +71,8 @@ class UnitResult:
     """Every row older than what the unit vouches for is the same on all replicas that took part."""
     acknowledged_version: int = 0
     """Every one of them has recorded that it is repaired up to here."""
+    floors: NDArray[np.uint64] | None = None
+    """The greatest floors of all; None: it was forced, so none counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ class Vouching:
     """An earlier session of this range that was complete."""
     purge_version: int = 0
     """Every replica has recorded that it is repaired up to here."""
+    replicas: tuple[str, ...] = ()
+    """All of the range, ordered: a peer that sees others refuses."""
 
 
 class UnitRun:
@@ -133,6 +137,7 @@ class UnitRun:
         self._acknowledged: dict[str, int] = {}
         self._counts_pairs = counts_pairs
         self._counted: set[str] = set()
+        self._counted_rows = False
         self._root = EMPTY_ROOT
         self._answers: dict[str, RootsAnswer] = {}
         self._snapshot: ReplicaSnapshot | None = None
@@ -166,6 +171,8 @@ class UnitRun:
 
     async def _leave(self) -> None:
         """Give everything back, also when cancelled."""
+        if not self._counted_rows:
+            self._context.statistics.rows_differing += self._session.rows_moved
         try:
             await self._close_snapshot()
         finally:
@@ -175,9 +182,15 @@ class UnitRun:
     async def _steps(self) -> UnitResult:
         while True:
             step = self._session.next(self._context.clock())
-            if isinstance(step, End | Split):
+            if not isinstance(step, End | Split):
+                await self._do(step)
+                continue
+            try:
                 return await self._ended(step)
-            await self._do(step)
+            except PeerError as error:
+                # While a preview was counted: the others are looked at once more, without this one.
+                self._fail(error.endpoint, error.detail)
+                self._session.restart()
 
     async def _do(self, step: Step) -> None:
         match step:
@@ -200,6 +213,7 @@ class UnitRun:
             await self._preview(step.plan, self._snapshot, [self._clients[endpoint] for endpoint in session.live])
             session.rows_differing, session.rows_conflicting = len(step.plan), step.plan.conflicts
         self._count_chain()
+        self._counted_rows = True
         context.statistics.rows_differing += session.rows_differing
         context.statistics.rows_conflicting += session.rows_conflicting
         context.statistics.rows_in_flight += session.rows_in_flight
@@ -214,6 +228,7 @@ class UnitRun:
             session=self._number,
             settled=isinstance(step, End) and self._settled(step),
             acknowledged_version=await self._acknowledged_version(),
+            floors=self._floors,
         )
 
     def _settled(self, step: End) -> bool:
@@ -281,6 +296,7 @@ class UnitRun:
             repaired_version=self._vouching.as_of,
             confirmed_session=self._vouching.confirmed_session,
             purge_version=self._vouching.purge_version,
+            replicas=self._vouching.replicas,
             forced=self._context.options.force,
         )
         refusal = answer.refusal
@@ -339,7 +355,7 @@ class UnitRun:
         """Take the greatest purge floors of all; whether they have changed: then all is compared again."""
         if self._floors is None:
             return False
-        theirs = deletes.merged(*(answer.floors for answer in answers.values() if not answer.equal))
+        theirs = deletes.merged(*(answer.floors for answer in answers.values()))
         self._others_floors = deletes.merged(self._others_floors, theirs)
         floors = deletes.merged(self._floors, theirs)
         if bool((floors == self._floors).all()):
@@ -461,7 +477,9 @@ class UnitRun:
         """Heartbeats, while something takes long; a lost session shows at the next call."""
         while True:
             await asyncio.sleep(self._context.config.heartbeat_seconds)
-            self._context.leases.keep(self._number)
+            if not self._context.leases.keep(self._number):
+                # This process stood still for too long. Nobody else may have taken it; if so, the peers will tell.
+                self._context.leases.hold(self._context.keyspace, self._range, self._number)
             for client in self._clients.values():
                 with suppress(PeerError):
                     await client.heartbeat()

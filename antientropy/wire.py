@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antientropy.core import hashing
+from antientropy.core.glance import Glance
 from antientropy.core.merkle import Root
 from antientropy.core.rows import Row
-from antientropy.core.sketch import Symbols
-from antientropy.core.sketch_search import FIRST_SYMBOLS
 from antientropy.core.tokens import BUCKET_LEVEL, BUCKETS, TOKEN_MAX, TokenRange, covering
 from antientropy.errors import PeerMessageError, RowRefusedError
 from antientropy.limits import (
@@ -198,10 +197,10 @@ def decode_tokens(tokens: bytes, token_range: TokenRange) -> NDArray[np.uint64]:
 # --- symbols ---
 
 
-def decode_first_symbols(data: bytes) -> Symbols | None:
-    """The first symbols of a range; None: there are none."""
+def decode_glance(data: bytes) -> Glance | None:
+    """The first look at the sketch of a range; None: there is none."""
     try:
-        return Symbols.decode(data, FIRST_SYMBOLS) if data else None
+        return Glance.decode(data) if data else None
     except ValueError as error:
         raise PeerMessageError(f"first symbols: {error}") from error
 

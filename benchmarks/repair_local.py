@@ -27,9 +27,11 @@ BATCHES: Final = 30
 SINGLE_PUTS: Final = 2000
 BUILDS: Final = 3
 LATENCY_ROUNDS: Final = 10
-LATENCY_DIFFERENCES: Final = 20_000
+LATENCY_DIFFERENCES: Final = 2_000
 LATENCY_WRITES_PER_SECOND: Final = 200.0
 QUIET_SECONDS: Final = 2.0
+#: Each in turn, in every round; in the last the repair is told of the latency, and goes slower when it rises.
+_PHASES: Final = ("quiet", "repair", "repair_backing_off")
 
 Json = dict[str, Any]
 Local = Callable[[argparse.Namespace, Path], Json]
@@ -179,25 +181,31 @@ async def _write_latency(options: argparse.Namespace, directory: Path) -> Json:
     value_bytes = options.value_bytes[0]
     paths = _stores(options, directory, 2, value_bytes)
     cluster = await Cluster.start(directory, paths, rtt_seconds=options.rtt_ms / 1000)
-    samples: list[dict[str, list[float]]] = [{"quiet": [], "repair": []} for _ in cluster.replicas]
-    seconds, moved, differences = [], 0, min(LATENCY_DIFFERENCES, options.rows)
+    samples: list[dict[str, list[float]]] = [{phase: [] for phase in _PHASES} for _ in cluster.replicas]
+    seconds: dict[str, list[float]] = {phase: [] for phase in _PHASES}
+    moved, differences, number = 0, min(LATENCY_DIFFERENCES, options.rows), 0
     try:
-        for number in range(LATENCY_ROUNDS):
-            case = _latency_case(options, value_bytes, number, differences)
-            for at, one in enumerate(cluster.replicas):
-                await one.do("apply", case=_plain(case), replica=at)
-            await cluster.all("ready")
-            for phase in ("quiet", "repair"):
-                await cluster.all("write", writes_per_second=LATENCY_WRITES_PER_SECOND, value_bytes=value_bytes)
+        for turn in range(LATENCY_ROUNDS):
+            for phase in _PHASES:
+                if phase != "quiet":
+                    case = _latency_case(options, value_bytes, number, differences)
+                    number += 1
+                    for at, one in enumerate(cluster.replicas):
+                        await one.do("apply", case=_plain(case), replica=at)
+                    await cluster.all("ready")
+                write = {"writes_per_second": LATENCY_WRITES_PER_SECOND, "value_bytes": value_bytes}
+                await cluster.all("write", **write, tell_latency=phase == "repair_backing_off")
+                await asyncio.sleep(QUIET_SECONDS)
+                before = await cluster.all("written_so_far")
                 if phase == "quiet":
                     await asyncio.sleep(QUIET_SECONDS)
                 else:
                     repaired = await cluster.replicas[0].do("repair", strategy="auto")
-                    seconds.append(repaired["seconds"])
+                    seconds[phase].append(round(repaired["seconds"], 3))
                     moved += repaired["statistics"]["rows_moved"]
                 for at, written in enumerate(await cluster.all("written")):
-                    samples[at][phase] += written["seconds"]
-            say(f"round {number + 1} of {LATENCY_ROUNDS}: repair took {seconds[-1]:.2f} s")
+                    samples[at][phase] += written["seconds"][before[at]["writes"] :]
+            say(f"round {turn + 1} of {LATENCY_ROUNDS}: repairs took {seconds['repair'][-1]:.2f} s")
     finally:
         await cluster.stop()
     return {
@@ -205,7 +213,7 @@ async def _write_latency(options: argparse.Namespace, directory: Path) -> Json:
         "writes_per_second": LATENCY_WRITES_PER_SECOND,
         "differences": differences,
         "rows_moved": moved,
-        "repair_seconds": [round(one, 3) for one in seconds],
+        "repair_seconds": {phase: found for phase, found in seconds.items() if found},
         "replicas": [{phase: _quantiles(found) for phase, found in one.items()} | _ratio(one) for one in samples],
     }
 
@@ -240,8 +248,8 @@ def _quantiles(seconds: list[float]) -> Json:
 
 
 def _ratio(found: dict[str, list[float]]) -> Json:
-    quiet, repair = (float(np.quantile(found[phase], 0.99)) for phase in ("quiet", "repair"))
-    return {"p99_ratio": round(repair / quiet, 3)}
+    quiet, repair, backing_off = (float(np.quantile(found[phase], 0.99)) for phase in _PHASES)
+    return {"p99_ratio": round(repair / quiet, 3), "p99_ratio_backing_off": round(backing_off / quiet, 3)}
 
 
 def _stores(options: argparse.Namespace, directory: Path, count: int, value_bytes: int) -> list[Path]:

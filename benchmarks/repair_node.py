@@ -34,6 +34,10 @@ from benchmarks.repair_data import Case, Values, version_at, version_time
 KEYSPACE: Final = "bench"
 #: What is written while a repair runs looks older than a write under way, so that the repair does not wait for it.
 _WRITER_AGE_SECONDS: Final = 600.0
+_OLD_VERSION: Final = 1_780_000_000_000 << 16
+_RECENT_SECONDS: Final = 2.0
+#: Often, so that what is purged soon is what will ever be purged.
+_PURGE_INTERVAL_SECONDS: Final = 0.2
 _LINE_BYTES_MAX: Final = 1 << 20
 _TRACE: Final = re.compile(r"(\w+) to \S+: (\d+) bytes, (\d+) bytes of rows")
 
@@ -77,12 +81,15 @@ class SteadyWriter:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="writer")
         self.samples: list[float] = []
-        self._begun = 0.0
 
     def start(self) -> None:
         """Begin."""
-        self._begun = time.perf_counter()
         self._thread.start()
+
+    def recent_seconds(self) -> float | None:
+        """Mean of the writes of the last seconds, as the key-value store tells its throttle."""
+        recent = self.samples[-int(_RECENT_SECONDS / self._interval) :]
+        return sum(recent) / len(recent) if recent else None
 
     def stop(self) -> list[float]:
         """End; seconds that each write took."""
@@ -116,6 +123,10 @@ class Node:
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self._service: RepairService | None = None
         self._writer: SteadyWriter | None = None
+        self._tells_latency = False
+
+    def _latency(self) -> float | None:
+        return self._writer.recent_seconds() if self._writer is not None and self._tells_latency else None
 
     @property
     def service(self) -> RepairService:
@@ -126,8 +137,14 @@ class Node:
 
     async def join(self, local: str, replicas: list[str]) -> Json:
         """Begin to serve; the index is ready when this returns."""
-        config = RepairConfig(data_dir=self._journal, version_at=version_at, version_time=version_time)
-        self._service = RepairService({KEYSPACE: self.store}, FixedMembership(local, replicas), config)
+        config = RepairConfig(
+            data_dir=self._journal,
+            version_at=version_at,
+            version_time=version_time,
+            purge_interval_seconds=_PURGE_INTERVAL_SECONDS,
+        )
+        membership = FixedMembership(local, replicas)
+        self._service = RepairService({KEYSPACE: self.store}, membership, config, latency=self._latency)
         self._service.register(self._server)
         await self._service.start()
         await self._server.start()
@@ -146,8 +163,13 @@ class Node:
 
     async def ready(self) -> Json:
         """Take all changes into the index, as a schedule that repairs every minute has done."""
-        root = (await self.service.describe(KEYSPACE)).root
-        return {"digest": root.digest.hex(), "count": root.count}
+        found = await self.service.describe(KEYSPACE)
+        return {"digest": found.root.digest.hex(), "count": found.root.count, "tombstones": found.tombstone_count}
+
+    async def delete_old(self) -> Json:
+        """Have a tombstone that is due to be purged as soon as all replicas are known to have it."""
+        row = Row(b"deleted long ago", _OLD_VERSION, b"", deleted=True)
+        return {"applied": await asyncio.to_thread(self.store.apply, [row])}
 
     async def repair(self, strategy: str) -> Json:
         """Repair with all replicas; statistics, and bytes by method."""
@@ -197,11 +219,16 @@ class Node:
         """Processor time so far, and the most memory since the last reset."""
         return await asyncio.to_thread(_usage, reset)
 
-    async def write(self, writes_per_second: float, value_bytes: int) -> Json:
-        """Begin to write single rows."""
+    async def write(self, writes_per_second: float, value_bytes: int, tell_latency: bool) -> Json:
+        """Begin to write single rows; ``tell_latency``: repair is told how long they take."""
+        self._tells_latency = tell_latency
         self._writer = SteadyWriter(self.store, writes_per_second, value_bytes)
         self._writer.start()
         return {}
+
+    async def written_so_far(self) -> Json:
+        """How many writes there were."""
+        return {"writes": 0 if self._writer is None else len(self._writer.samples)}
 
     async def written(self) -> Json:
         """End that; how long each write took."""

@@ -17,10 +17,10 @@ import pytest
 from numpy.typing import NDArray
 
 from antientropy.core import locate
-from antientropy.core.locate import LocateAnswer, LocateRequest, Locator, first_symbols
+from antientropy.core.locate import Glance, LocateAnswer, LocateRequest, Locator, glance
 from antientropy.core.merkle import HashTree
 from antientropy.core.rows import RowDigests
-from antientropy.core.sketch import SketchBank, Symbols
+from antientropy.core.sketch import SketchBank
 from antientropy.core.tokens import TokenRange
 from antientropy.limits import DIGESTS_PER_CHUNK_MAX
 from antientropy.options import Strategy
@@ -83,8 +83,8 @@ def sides(rows: RowDigests, kind: str, differences: int) -> tuple[Replica, Repli
 
 def search(own: Replica, remote: Replica, strategy: Strategy) -> tuple[Locator, int]:
     """The whole search over the bytes of its messages, and their number."""
-    data = first_symbols(remote).encode()
-    first = Symbols.decode(data, locate.FIRST_SYMBOLS)
+    data = glance(remote).encode()
+    first = Glance.decode(data)
     locator = Locator(own, remote_count=remote.tree.root.count, first=first, strategy=strategy, salt=1)
     total = len(data)
     while (request := locator.next_request()) is not None:
@@ -111,7 +111,7 @@ def test_upkeep_of_tree_and_sketch_in_batches_of_a_thousand_updates(benchmark: A
     tree, bank = HashTree.build(rows), SketchBank.build(rows, 1)
     fresh = random_rows(2 * BATCH, seed=4)
     tokens = np.repeat(fresh.tokens[:BATCH], 2)
-    signs = np.tile(np.array([-1, 1], np.int64), BATCH)
+    signs = np.tile(np.array([-1, 1], np.int8), BATCH)
 
     def upkeep() -> None:
         tree.fold(tokens, fresh.digests, signs)

@@ -197,3 +197,38 @@ def test_many_writers_of_both_kinds(store: LmdbRowStore) -> None:
         reader.close()
         assert replica.root(TokenRange.full()).count == sum(map(len, digests)) == 300
         assert replica.bucket_is_sound(0)
+
+
+def test_a_slice_ends_when_a_foreground_write_waits() -> None:
+    """Method: one begins to wait when the third row of a slice is asked for, and goes when that slice is committed."""
+    writes: BackgroundWrites[bytes] = BackgroundWrites(threading.RLock(), len)
+    slices: list[list[bytes]] = []
+
+    def commit(items: Iterable[bytes]) -> int:
+        taken: list[bytes] = []
+        for item in items:
+            taken.append(item)
+            writes._foreground_waiting = int(len(taken) == 3 and not slices)
+        writes._foreground_waiting = 0
+        slices.append(taken)
+        return len(taken)
+
+    items = [b"%d" % number for number in range(20)]
+    assert writes.run(items, commit) == 20
+    assert slices == [items[:3], items[3:]]
+
+
+def test_a_busy_store_is_committing_for_a_small_share_of_the_time() -> None:
+    writes: BackgroundWrites[bytes] = BackgroundWrites(threading.RLock(), len)
+    with writes.foreground():
+        pass
+    assert writes.try_turn(), "none before it"
+    writes._committing_since -= 0.004
+    writes.end_turn()
+    assert writes._turn_at - time.monotonic() > 0.3
+    with writes.foreground():
+        pass
+    assert not writes.try_turn()
+    writes._foreground_at -= background.QUIET_SECONDS
+    assert writes.try_turn()
+    writes.end_turn()

@@ -6,10 +6,26 @@ import asyncio
 import random
 from collections.abc import Iterable
 from contextlib import aclosing
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from repair_cluster import (
+    FULL,
+    Cluster,
+    Store,
+    check,
+    cluster,
+    collected,
+    copies_needed,
+    diverge,
+    grpc_cluster,
+    messages,
+    repaired,
+    rows_named,
+    until,
+)
 
 from antientropy import (
     MemoryRowStore,
@@ -18,6 +34,7 @@ from antientropy import (
     RepairOptions,
     RepairRequestError,
     RepairRunningError,
+    RepairUpdate,
     ReplicatedRange,
     Row,
     RowStore,
@@ -29,20 +46,6 @@ from antientropy import (
 )
 from antientropy.core.tokens import TOKEN_MAX
 from antientropy.transport.memory import Crossing, Fault, FaultKind
-from repair_cluster import (
-    FULL,
-    Cluster,
-    Store,
-    check,
-    cluster,
-    copies_needed,
-    diverge,
-    grpc_cluster,
-    messages,
-    repaired,
-    rows_named,
-    until,
-)
 
 HLC = 2**16
 
@@ -129,7 +132,7 @@ async def test_equal_replicas_cost_one_round_trip_each_and_nothing_is_opened() -
 def test_any_strategy_and_any_interleaving_of_writes_end_equal(
     rng: random.Random, strategy: Strategy, replicas: int
 ) -> None:
-    """Writes that reach some replicas only happen at random messages of a repair; repairs without writes then end it."""
+    """Writes that reach some replicas only happen at random messages of a repair; another repair then ends it."""
     stores = stores_of(replicas, rng.choice([0, 10, 300]))
     diverge(stores, rng.randrange(10**6), rng.randrange(100), keys=300)
 
@@ -357,6 +360,24 @@ async def test_a_preview_tells_exactly_what_a_repair_then_does_and_moves_nothing
         assert made.held() == 0
 
 
+async def test_a_peer_that_is_lost_during_a_preview_fails_alone() -> None:
+    stores = stores_of(3)
+    diverge(stores, 3, 300)
+    async with cluster(*stores, config=RepairConfig(replica_retries_max=0)) as made:
+        names = made.ring.endpoints
+
+        def die(crossing: Crossing) -> Fault | None:
+            lost = crossing.method == "Fetch" and crossing.destination == names[2]
+            return Fault(FaultKind.KILL) if lost else None
+
+        made.network.faults = die
+        _, copies = copies_needed(made.nodes[:2])
+        updates = await repaired(made[0], RepairOptions(mode=RepairMode.PREVIEW))
+        assert updates[-1].state is SessionState.PARTIAL
+        assert sum(flow.rows for flow in updates[-1].previews) == copies
+        assert {flow.source for flow in updates[-1].previews} == set(names[:2])
+
+
 async def test_validation_compares_parts_only() -> None:
     stores = stores_of(2, 60_000)
     changed = rows_named(3, version=2)
@@ -420,7 +441,7 @@ async def test_chosen_peers_data_centres_and_dead_replicas() -> None:
 
         async def reached(options: RepairOptions) -> set[str]:
             seen: set[str] = set()
-            made.network.faults = lambda crossing: seen.add(crossing.destination)  # type: ignore[func-returns-value]
+            made.network.faults = lambda crossing: seen.add(crossing.destination)
             assert (await repaired(made[0], options))[-1].state is SessionState.COMPLETED
             return seen - {names[0]}
 
@@ -441,7 +462,7 @@ async def test_primary_ranges_only_and_neighbours_with_the_same_replicas_are_one
         cuts = [0, 2**62, 2**63, 2**63 + 2**62, 2**64]
         made.ring.parts = [
             ReplicatedRange(TokenRange(first, last - 1), both, both[number % 2])
-            for number, (first, last) in enumerate(zip(cuts, cuts[1:], strict=False))
+            for number, (first, last) in enumerate(pairwise(cuts))
         ]
         assert (await repaired(made[0]))[-1].statistics.requests == 1
         made[1].store.apply(rows_named(500, version=2))
@@ -584,10 +605,10 @@ async def test_the_own_store_failing_ends_the_repair() -> None:
     one, other = FullStore(), MemoryRowStore()
     other.apply(rows_named(10))
     async with cluster(one, other) as made:
+        updates: list[RepairUpdate] = []
         with pytest.raises(StoreFullError):
-            async for update in made[0].service.repair("kv"):
-                last = update
-        assert last.state is SessionState.FAILED
+            await collected(made[0].service.repair("kv"), updates)
+        assert updates[-1].state is SessionState.FAILED
         assert made.held() == 0
         [session] = await made[0].service.history()
         assert "no space left" in session.detail

@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from antientropy.core import glance as glance_module
 from antientropy.core import listing, locate, peeling, sketch_search, tree_search
+from antientropy.core.glance import GLANCE_BYTES
 from antientropy.core.listing import list_rows
-from antientropy.core.locate import LocateAnswer, LocateRequest, Locator, first_symbols
+from antientropy.core.locate import Glance, LocateAnswer, LocateRequest, Locator, glance
 from antientropy.core.merkle import HashTree
 from antientropy.core.reconcile import Difference, difference
 from antientropy.core.requests import HashesAnswer, HashesRequest, RowsAnswer, RowsRequest, SymbolsRequest
@@ -89,7 +91,7 @@ def search(
     own: Replica, remote: Replica, strategy: Strategy = Strategy.AUTO, *, with_first: bool = True, rows_max: int = 10**6
 ) -> Locator:
     """The whole conversation, over the bytes of all messages."""
-    first = Symbols.decode(first_symbols(remote).encode(), locate.FIRST_SYMBOLS) if with_first else None
+    first = Glance.decode(glance(remote).encode()) if with_first else None
     locator = Locator(
         own, remote_count=remote.tree.root.count, first=first, strategy=strategy, salt=77, rows_max=rows_max
     )
@@ -330,7 +332,8 @@ def test_symbols_of_noise_end_in_other_ways(strategy: Strategy, monkeypatch: pyt
     """Sketches that find no end are left: the rows, or the trees, tell."""
     monkeypatch.setattr(sketch_search, "SYMBOLS_PER_SKETCH_MAX", 200)
     own, remote = (Replica(rows) for rows in diverged(2_000, 5, 0.05))
-    locator = Locator(own, remote_count=remote.tree.root.count, first=noise(4), strategy=strategy)
+    first = Glance.decode(np.random.default_rng(1).bytes(GLANCE_BYTES))
+    locator = Locator(own, remote_count=remote.tree.root.count, first=first, strategy=strategy)
     while (request := locator.next_request()) is not None:
         answer = locate.answer(request, remote)
         if answer.symbols is not None:
@@ -353,7 +356,7 @@ def test_items_that_cannot_be_are_not_believed(lie: str) -> None:
         forged.fold(common.tokens[:1], common.versions[:1], np.array([1], np.int8))
     liar = replace(remote)
     liar.sketch = forged
-    locator = Locator(own, remote_count=remote.tree.root.count, first=first_symbols(liar))
+    locator = Locator(own, remote_count=remote.tree.root.count, first=glance(liar))
     while (request := locator.next_request()) is not None:
         locator.feed(locate.answer(request, liar))
     assert outcome(locator.difference) == outcome(difference(own.rows, remote.rows))
@@ -363,7 +366,8 @@ def test_items_that_cannot_be_are_not_believed(lie: str) -> None:
 @pytest.mark.parametrize("check_bits", [0, 2, 5, 8])
 def test_checks_that_fit_by_chance_never_make_a_wrong_result(check_bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Marks cut to a few bits: mixtures are taken for items all the time, the result is the same."""
-    monkeypatch.setattr(peeling, "MARK_MASK", np.uint64(2 ** (16 + check_bits) - 1))
+    for module in (peeling, glance_module):
+        monkeypatch.setattr(module, "MARK_MASK", np.uint64(2 ** (16 + check_bits) - 1))
     monkeypatch.setattr(sketch_search, "SYMBOLS_PER_SKETCH_MAX", 300)
     ways: set[Strategy] = set()
     for seed in range(12):
@@ -551,3 +555,34 @@ def test_any_damaged_answer_is_a_good_one_or_refused(which: int, data: st.DataOb
 def test_requests_beyond_a_limit_are_refused(request_: LocateRequest) -> None:
     with pytest.raises(PeerMessageError):
         LocateRequest.decode(request_.encode())
+
+
+@pytest.mark.parametrize("kind", ["missing here", "missing there", "older here", "older there"])
+def test_one_row_is_found_by_the_first_look_alone(kind: str) -> None:
+    """Nothing is asked: but for one updated row in two hundred, whose two items are never apart in it."""
+    asked = 0
+    for seed in range(60):
+        rows = random_rows(500, seed)
+        at = slice(7 * seed, 7 * seed + 1)
+        there = updated(rows, at, 3)
+        one = rows.take(np.arange(500) != 7 * seed)
+        own, remote = {
+            "missing here": (one, rows),
+            "missing there": (rows, one),
+            "older here": (rows, there),
+            "older there": (there, rows),
+        }[kind]
+        locator = search(Replica(own), Replica(remote))
+        check(Replica(own), Replica(remote), locator)
+        asked += locator.requests
+    assert asked <= 4 if kind.startswith("older") else asked == 0
+
+
+def test_a_first_look_that_fits_by_chance_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks cut to nothing: whatever is left of the first symbol looks like one row."""
+    for module in (peeling, glance_module):
+        monkeypatch.setattr(module, "MARK_MASK", np.uint64(2**16 - 1))
+    for seed in range(40):
+        rows = random_rows(400, seed)
+        own, remote = Replica(rows.take(slice(3, None))), Replica(rows.take(slice(0, 398)))
+        check(own, remote, search(own, remote))

@@ -219,6 +219,25 @@ async def test_a_holder_that_could_not_reach_the_target_tries_again_within_the_c
     assert (moved.sent, moved.applied) == (50, 50)
 
 
+async def test_a_transfer_ends_with_its_session(world: World) -> None:
+    rows = in_order([row(number) for number in range(50)])
+    holder, target = world.node(rows), world.node()
+    client, at_target = (
+        world.client(node, session=session) for session in [world.session()] for node in (holder, target)
+    )
+    await client.compare(EMPTY_ROOT)
+    await at_target.compare(EMPTY_ROOT, open_session=OpenSession.ALWAYS)
+    world.network.faults = Once(FaultKind.DROP, "Push", times=100)
+    sending = asyncio.ensure_future(client.send_rows(target.endpoint, tokens_of(rows)))
+    seen = world.network.messages
+    await until(lambda: seen[holder.endpoint, target.endpoint] > 0)
+    await client.close_session()
+    with pytest.raises(SessionLostError):
+        await sending
+    assert holder.service.session_count == 0
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "antientropy send"]
+
+
 # --- late and replayed messages ---
 
 

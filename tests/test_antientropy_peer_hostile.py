@@ -41,6 +41,7 @@ SESSION = 77
     [
         ("Compare", opening(Root(b"x" * 15, 1), SESSION), "root digest"),
         ("Compare", opening(EMPTY_ROOT, SESSION, root_digest=b"x" * 16), "root digest"),
+        ("Compare", opening(Root(b"x" * 15, 1), SESSION, repaired_version=b"\x01"), "root digest"),
         ("Compare", opening(EMPTY_ROOT, 0), "no name"),
         ("Compare", opening(EMPTY_ROOT, SESSION, first_token=9, tokens_after=2**64 - 9), "empty"),
         ("Compare", opening(EMPTY_ROOT, SESSION, keyspace="k" * 300), "keyspace"),

@@ -340,6 +340,25 @@ async def test_tombstones_below_the_greatest_floor_of_both_are_left_out(world: W
     assert answer.root_count == 100
 
 
+async def test_floors_are_no_less_than_what_was_purged_before_the_snapshot(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = world.node([row(1), gone(2, 5)])
+    raised = np.full(256, 9, np.uint64)
+    there.store.write_mark(deletes.REPAIRED_MARK, deletes.encode_versions(raised))
+    opened = there.replica.snapshot
+
+    def purged_first(*arguments: Any) -> Any:
+        there.store.purge(raised, 10)
+        return opened(*arguments)
+
+    monkeypatch.setattr(there.replica, "snapshot", purged_first)
+    answer = await world.client(there).compare(EMPTY_ROOT)
+    assert answer.floors.tolist() == raised.tolist()
+    assert answer.root_count == 1
+    assert there.service.snapshot_count == 1
+
+
 async def test_a_complete_session_is_recorded_when_it_is_confirmed_and_then_purged(world: World) -> None:
     rows = [row(1, version(5 * HOUR)), gone(2, version(5 * HOUR)), gone(3, version(HOUR))]
     here, there = world.node(rows), world.node(rows)
@@ -367,6 +386,21 @@ async def test_a_permission_to_purge_never_goes_beyond_what_was_recorded_here(wo
     assert not there.service.marks["kv"].read().floors.any()
 
 
+async def test_a_bucket_is_purged_when_all_of_it_that_is_held_here_was_permitted(world: World) -> None:
+    there = world.node([gone(number, version(5 * HOUR)) for number in range(200)])
+    there.store.write_mark(deletes.REPAIRED_MARK, deletes.encode_versions(deletes.uniform(version(HOUR))))
+    first_half_of_a_bucket = TokenRange(0, 2**55 - 1)
+    client = world.client(there, token_range=first_half_of_a_bucket)
+    await client.compare(there.root(first_half_of_a_bucket), purge_version=version(HOUR))
+    await until(lambda: not there.service._background)
+    assert not there.service.marks["kv"].read().floors.any()
+    client = world.client(there, token_range=HALF)
+    await client.compare(there.root(HALF), purge_version=version(HOUR))
+    await until(lambda: not there.service._background)
+    assert there.rows()
+    assert not any(HALF.contains(one.token) for one in there.rows())
+
+
 async def test_sessions_that_are_unknown_or_of_before_a_restart_are_not_recorded(world: World) -> None:
     rows = [row(1, version(5 * HOUR))]
     there = world.node(rows)
@@ -384,6 +418,9 @@ async def test_a_fence_in_the_future_is_refused(world: World, seconds_ago: float
         await world.client(there).compare(EMPTY_ROOT, repaired_version=version(seconds_ago))
     with pytest.raises(PeerError, match="future"):
         await world.client(there).compare(EMPTY_ROOT, purge_version=version(seconds_ago))
+    floors = np.full(256, version(seconds_ago), np.uint64)
+    with pytest.raises(PeerError, match="future"):
+        await world.client(there).compare(EMPTY_ROOT, floors, repaired_version=version(HOUR))
     assert not there.service.marks["kv"].read().fence.any()
     assert there.service.session_count == 0
 
@@ -533,3 +570,14 @@ async def test_chunks_are_paid_for_before_they_are_sent_or_applied(
     await client.push(lambda: iter([replace(one, version=2) for one in rows]))
     assert [count for _, count in there.spent] == [40, 40, 20] * 2
     assert all(size > 0 for size, _ in there.spent)
+
+
+async def test_the_owner_is_told_by_its_place_among_the_replicas(world: World) -> None:
+    """15 bytes less; whoever is refused hears the name all the same."""
+    here, there = world.node(), world.node([row(1)])
+    agreed = (there.endpoint, here.endpoint)
+    first = world.client(there, owner=here.endpoint)
+    await first.compare(EMPTY_ROOT, repaired_version=version(HOUR), replicas=agreed)
+    refusal = (await world.client(there, owner="127.0.0.1:9002").compare(here.root())).refusal
+    assert refusal is not None
+    assert refusal.holder == here.endpoint

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import product
-
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antientropy.core.merge import TokenMerge
-from antientropy.core.plan import plan_repair
 from antientropy.core.reconcile import Difference, difference
 from antientropy.core.rows import Row, RowDigests
-from antientropy.core.tokens import TOKEN_MAX
-from antientropy.errors import PeerMessageError
 
 State = tuple[int, bytes]
 #: A replica: at most one row (version, digest) at a token.
@@ -65,49 +58,6 @@ def test_tokens_shared_by_keys_are_set_apart(
     assert len(found) == len(found.tokens) + len(found.colliding)
 
 
-@given(replica, st.lists(replica, min_size=1, max_size=4))
-def test_plan_makes_all_replicas_equal_with_the_fewest_copies(
-    local: dict[int, State], peers: list[dict[int, State]]
-) -> None:
-    plan = plan_repair([difference(columns(local), columns(peer)) for peer in peers])
-    replicas = [local, *peers]
-    tokens = sorted(set().union(*replicas))
-    winners = {token: max(one[token] for one in replicas if token in one) for token in tokens}
-    copies = 0
-    after = [dict(one) for one in replicas]
-    for number, part in enumerate(plan.pairs, start=1):
-        for token in part.fetch_tokens.tolist():
-            copies += 1
-            assert replicas[0].get(token) != winners[token]
-            after[0][token] = replicas[number][token]
-    for number, part in enumerate(plan.pairs, start=1):
-        for token in part.push_tokens.tolist():
-            copies += 1
-            assert replicas[number].get(token) != winners[token], "pushed to a replica that has it"
-            after[number][token] = after[0][token]
-    assert all(one == winners for one in after)
-    lacking = sum(one.get(token) != winners[token] for one, token in product(replicas, tokens))
-    assert copies == plan.rows_optimal == lacking
-    assert plan.rows_differing == len([t for t in tokens if any(one.get(t) != winners[t] for one in replicas)])
-
-
-def test_a_token_that_collides_in_one_pair_is_no_plain_token_of_another() -> None:
-    one, two = (1, b"\x01" * 16), (2, b"\x02" * 16)
-    local = columns({5: one, 9: one})
-    crowded = rows_of([(5, *one), (5, *two), (9, *one)])
-    plan = plan_repair([difference(local, crowded), difference(local, columns({5: two, 9: two}))])
-    assert plan.colliding_tokens.tolist() == [5]
-    assert [part.colliding_tokens.tolist() for part in plan.pairs] == [[5], [5]]
-    assert [part.fetch_tokens.tolist() for part in plan.pairs] == [[], [9]]
-    assert [part.push_tokens.tolist() for part in plan.pairs] == [[9], []]
-    assert (plan.rows_differing, plan.rows_optimal) == (2, 2)
-
-
-def test_plan_of_no_pairs() -> None:
-    plan = plan_repair([])
-    assert (plan.pairs, plan.rows_differing, plan.rows_optimal) == ([], 0, 0)
-
-
 def test_a_difference_that_was_not_changed_is_recognised() -> None:
     one, two = (1, b"\x01" * 16), (2, b"\x02" * 16)
     before = difference(columns({1: one, 2: one, 3: one}), columns({1: two, 2: two}))
@@ -154,43 +104,3 @@ def test_a_deletion_wins_a_tie(value: bytes, version: int) -> None:
 
 
 # --- merging two streams ---
-
-
-def chunked(rows: RowDigests, size: int) -> list[RowDigests]:
-    return [rows.take(slice(at, at + size)) for at in range(0, len(rows), size)]
-
-
-@given(crowd, crowd, st.integers(1, 3), st.integers(1, 3))
-def test_merging_in_step_gives_complete_parts_in_order(
-    local: list[tuple[int, int, bytes]], remote: list[tuple[int, int, bytes]], local_size: int, remote_size: int
-) -> None:
-    here, there = rows_of(local), rows_of(remote)
-    feeds = {"local": chunked(here, local_size), "remote": chunked(there, remote_size)}
-    merge = TokenMerge()
-    parts = []
-    while side := merge.needs:
-        chunk = feeds[side].pop(0) if feeds[side] else None
-        (merge.feed_local if side == "local" else merge.feed_remote)(chunk)
-        parts.append(merge.take())
-    assert [part[2] for part in parts] == sorted(part[2] for part in parts)
-    assert parts[-1][2] == TOKEN_MAX
-    whole = difference(here, there)
-    pieces = Difference.concatenate([difference(one, other) for one, other, _ in parts])
-    assert (pieces.tokens == whole.tokens).all()
-    assert (pieces.colliding == whole.colliding).all()
-    assert RowDigests.concatenate([part[0] for part in parts]).tokens.tolist() == here.tokens.tolist()
-
-
-def test_a_peer_out_of_order_is_refused() -> None:
-    merge = TokenMerge()
-    merge.feed_remote(rows_of([(7, 1, b"\x01" * 16)]))
-    with pytest.raises(PeerMessageError, match="order"):
-        merge.feed_remote(rows_of([(6, 1, b"\x01" * 16)]))
-
-
-def test_endless_rows_at_one_token_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antientropy.core.merge.DIGESTS_PER_CHUNK_MAX", 2)
-    merge = TokenMerge()
-    merge.feed_remote(rows_of([(7, 1, b"\x01" * 16), (7, 2, b"\x01" * 16)]))
-    with pytest.raises(PeerMessageError, match="at one token"):
-        merge.feed_remote(rows_of([(7, 3, b"\x01" * 16)]))

@@ -614,3 +614,32 @@ def test_floors_of_buckets(store: Store) -> None:
         assert replica.root(FULL, floors).count == int((buckets >= 128).sum())
         check(replica, FULL, floors)
         check(replica, TokenRange(TOKEN_MAX // 3, TOKEN_MAX - 5), floors)
+
+
+class Busy(MemoryRowStore):
+    """A write comes just after a read has opened."""
+
+    rows: Iterator[Row] | None = None
+
+    def read(self, on_open: Callable[[], None] = lambda: None) -> RowReader:  # type: ignore[override]  # as any store
+        reader = super().read(on_open)
+        if self.rows is not None:
+            self.apply([next(self.rows)])
+        return reader
+
+
+def test_a_write_just_after_a_read_is_not_forgotten() -> None:
+    store = Busy()
+    store.apply(numbered(50))
+    store.apply([Row(b"gone", 1, b"", deleted=True)])
+    floors = np.full(256, 2, np.uint64)
+    with Replica(store) as replica:
+        for version, part in ((5, FULL), (6, TokenRange(0, TOKEN_MAX - 1))):
+            store.rows = iter(numbered(50, version))
+            snapshot = replica.snapshot(part)
+            assert made_of(digests_of(snapshot), snapshot).same_as(snapshot._index)
+            snapshot.close()
+            before = replica.root(part, floors)
+            store.rows = None
+            assert replica.root(part, floors) != before
+            check(replica, part, floors)

@@ -187,9 +187,9 @@ def test_tokens_cut_short_are_refused() -> None:
 
 
 def test_first_symbols_of_another_number_are_refused() -> None:
-    assert wire.decode_first_symbols(b"") is None
+    assert wire.decode_glance(b"") is None
     with pytest.raises(PeerMessageError, match="first symbols"):
-        wire.decode_first_symbols(bytes(23))
+        wire.decode_glance(bytes(23))
 
 
 # --- rows ---

@@ -18,29 +18,25 @@ from typing import Final
 
 import numpy as np
 
+from antientropy.core import glance as glances
+from antientropy.core.glance import Glance, glance
 from antientropy.core.listing import Searched, list_rows, node_symbols, nodes_above, ranges_below
 from antientropy.core.peeling import Items
 from antientropy.core.reconcile import Difference, States
 from antientropy.core.requests import LocateAnswer, LocateRequest, RowsAnswer
 from antientropy.core.rows import RowDigests
-from antientropy.core.sketch import U64, Indices, Symbols, hashes
-from antientropy.core.sketch_search import FIRST_SYMBOLS, Nodes, SketchSearch
+from antientropy.core.sketch import U64, Indices, hashes
+from antientropy.core.sketch_search import Nodes, SketchSearch
 from antientropy.core.tokens import TOKEN_MAX, TokenRange
 from antientropy.core.tree_search import TreeSearch, answer_hashes
 from antientropy.errors import PeerMessageError
 from antientropy.limits import DIFFERENCE_ROWS_MAX, LOCATE_REQUESTS_MAX
 from antientropy.options import Strategy
 
-__all__ = ["FIRST_SYMBOLS", "LocateAnswer", "LocateRequest", "Locator", "Searched", "answer", "first_symbols"]
+__all__ = ["Glance", "LocateAnswer", "LocateRequest", "Locator", "Searched", "answer", "glance"]
 
 #: Looking a row up costs about as much as reading so many neighbours (LMDB: 19 us and 0.43 us).
 _ROWS_READ_PER_LOOKUP: Final = 40
-
-
-def first_symbols(snapshot: Searched) -> Symbols:
-    """The symbols that ride on the answer that roots differ: the first of the whole range."""
-    zero = np.zeros(1, np.int64)
-    return snapshot.sketch.symbols(0, zero, zero, zero + FIRST_SYMBOLS)
 
 
 def answer(request: LocateRequest, snapshot: Searched) -> LocateAnswer:
@@ -72,7 +68,7 @@ class Locator:
         snapshot: Searched,
         *,
         remote_count: int,
-        first: Symbols | None = None,
+        first: Glance | None = None,
         strategy: Strategy = Strategy.AUTO,
         salt: int = 0,
         rows_max: int = DIFFERENCE_ROWS_MAX,
@@ -82,7 +78,7 @@ class Locator:
         Args:
             snapshot: The own rows; read from while requests are made and answers fed.
             remote_count: The peer's rows in the range, by its root.
-            first: The peer's :func:`first_symbols`, when they came along.
+            first: The peer's :func:`glance`, when it came along.
             strategy: How to search.
             salt: Random, another one for each session: for the hashes of the descent.
             rows_max: Differing rows at which the search ends; the rest is for the next pass.
@@ -102,13 +98,34 @@ class Locator:
         elif not remote_count:
             self._tree.list_nothing()
         else:
-            by_cost = strategy is Strategy.AUTO
-            self._sketch = SketchSearch(snapshot, remote_count, by_cost=by_cost, items_max=rows_max)
-            if first is not None:
-                self._sketch.request()
-                self._sketch.feed(first)
-                self._after_sketch(self._sketch)
+            self._begin_sketch(remote_count, first, by_cost=strategy is Strategy.AUTO, rows_max=rows_max)
         self._resort()
+
+    def _begin_sketch(self, remote_count: int, first: Glance | None, *, by_cost: bool, rows_max: int) -> None:
+        """Search by sketches; with the first look at them, one differing row is found without asking anything."""
+        snapshot = self._snapshot
+        if first is None:
+            self._sketch = SketchSearch(snapshot, remote_count, by_cost=by_cost, items_max=rows_max)
+            return
+        own, epoch = glances.own_symbols(snapshot), snapshot.sketch.epoch
+
+        def read(tokens: TokenRange) -> RowDigests:
+            return RowDigests.concatenate([*snapshot.digests([tokens])])
+
+        found = glances.one_row(own, first, read, within=snapshot.token_range, epoch=epoch)
+        if found is not None:
+            items, rows = found
+            self._believe(Nodes(0, np.zeros(1, np.int64)), items, rows)
+            return
+        if glances.misleads(own, first, epoch):
+            self._sketch = SketchSearch(snapshot, remote_count, by_cost=by_cost, items_max=rows_max)
+            return
+        expected = glances.estimate(own, first, snapshot.tree.root.count - remote_count)
+        sketch = SketchSearch(snapshot, remote_count, by_cost=by_cost, items_max=rows_max, expected=expected)
+        sketch.request()
+        sketch.feed(first.first)
+        self._sketch = sketch
+        self._after_sketch(sketch)
 
     def next_request(self) -> LocateRequest | None:
         """What to ask next; None when the result is there.
@@ -206,11 +223,15 @@ class Locator:
             self._tree.descend(nodes.bits, nodes.nodes)
         sketch.found, sketch.listed, sketch.failed = [], [], []
 
-    def _believe(self, nodes: Nodes, items: Items) -> None:
-        """Hold decoded items against the own rows: an own item must be one of them, a remote one must not."""
+    def _believe(self, nodes: Nodes, items: Items, own: RowDigests | None = None) -> None:
+        """Hold decoded items against the own rows: an own item must be one of them, a remote one must not.
+
+        ``own``: the own rows at the tokens of the items, when they are at hand.
+        """
         if not len(items):
             return
-        own = self._own_rows(nodes, np.unique(items.tokens))
+        if own is None:
+            own = self._own_rows(nodes, np.unique(items.tokens))
         held, _ = hashes(own.tokens, own.versions, 0)
         named, _ = hashes(items.tokens, items.versions, 0)
         within = self._snapshot.token_range

@@ -243,6 +243,11 @@ class UnitSession:
             pair.equal, pair.difference, pair.delivered = None, None, None
 
     @property
+    def rows_moved(self) -> int:
+        """Distinct rows that have travelled."""
+        return len(self._moved_tokens)
+
+    @property
     def rows_max(self) -> int | None:
         """Differing rows beyond which the unit is cut; None: it cannot be."""
         return self.limits.rows_max if cut(self.token_range, 2) else None
@@ -310,8 +315,10 @@ class UnitSession:
         return self._move(settled)
 
     def _unusable(self, live: list[str]) -> list[tuple[int, int]]:
-        """Links of the plan's replicas that carry nothing: those that are broken, and from a peer that is equal: it has
-        no snapshot open, and whatever it holds the coordinator holds, too."""
+        """Links of the plan's replicas that carry nothing.
+
+        Those that are broken; and from a peer that is equal: it has no snapshot open, and the coordinator has its rows.
+        """
         numbers = {endpoint: number for number, endpoint in enumerate(live, start=1)}
         return [
             (source, target)

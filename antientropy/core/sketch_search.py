@@ -21,8 +21,10 @@ from antientropy.core.sketch import SYMBOLS_KEPT, Indices, Symbols, spans_of, sy
 from antientropy.core.tokens import BUCKET_BITS, LEVEL_BITS, TOKEN_MAX
 from antientropy.limits import SYMBOLS_PER_REQUEST_MAX, SYMBOLS_PER_SKETCH_MAX
 
-#: Symbols that ride on the answer which says that roots differ: they decode one or two differing items.
-FIRST_SYMBOLS: Final = 4
+#: Symbols asked for first where nothing is known of the difference.
+_FIRST_SYMBOLS: Final = 4
+#: As good as so many symbols is the estimate that came along with the first one.
+_GLANCE_SAMPLES: Final = 12
 #: Bytes of a listed row (token and version, packed), for the choice between a sketch and a list.
 ROW_LISTED_BYTES: Final = 14
 #: Items of a node that the kept symbols decode with room for an estimate that was too low.
@@ -90,7 +92,16 @@ class SketchSearch:
         complete_to: The last token up to which nodes were searched; less than all when there was too much for one pass.
     """
 
-    def __init__(self, snapshot: Searched, remote_count: int, *, by_cost: bool, items_max: int) -> None:
+    def __init__(
+        self,
+        snapshot: Searched,
+        remote_count: int,
+        *,
+        by_cost: bool,
+        items_max: int,
+        expected: float | None = None,
+    ) -> None:
+        """``expected``: about how many items differ, when it is known; then the first request is for one symbol."""
         self._snapshot = snapshot
         self._remote_count = remote_count
         self._by_cost = by_cost
@@ -103,7 +114,8 @@ class SketchSearch:
         self.complete_to = TOKEN_MAX
         imbalance = snapshot.tree.root.count - remote_count
         self._begin(SketchDecoder(0, np.zeros(1, np.int64), snapshot.sketch.epoch, imbalance))
-        self._targets[:] = FIRST_SYMBOLS
+        self._hint = expected
+        self._targets[:] = _FIRST_SYMBOLS if expected is None else 1
 
     def _begin(self, decoder: SketchDecoder) -> None:
         count = len(decoder.nodes)
@@ -200,7 +212,8 @@ class SketchSearch:
         """
         if len(self._open) < _NODES_MANY:
             caution = _CAUTIONS[min(self._batches, len(_CAUTIONS) - 1)]
-            items = items * (1.0 - caution * _deviation(have))
+            known = have if self._hint is None else np.maximum(have, _GLANCE_SAMPLES)
+            items = items * (1.0 - caution * _deviation(known))
         self._batches += 1
         needed = symbols_needed(items)
         beyond = needed > have * 1.125
@@ -226,6 +239,8 @@ class SketchSearch:
         """
         decoder = self._decoder
         estimates = np.maximum(decoder.estimates(), 1.0)
+        if self._hint is not None and not decoder.bits and int(decoder.lengths[0]) < _GLANCE_SAMPLES:
+            estimates[:] = np.maximum(self._hint, decoder.lengths)
         own = estimates[active]
         if len(estimates) < _NODES_MANY:
             return own
@@ -296,6 +311,8 @@ class SketchSearch:
         of, at = spans_of(np.zeros_like(active), decoder.lengths[active])
         self._split = _Split(self._received.take(starts[active][of] + at), decoder.lengths[active], parents)
         samples = decoder.lengths[active]
+        if self._hint is not None and not decoder.bits:
+            samples = np.maximum(samples, _GLANCE_SAMPLES)
         careful = np.maximum(1.0 - _deviation(samples), _SHARE_LEAST) * items / width
         targets = np.ceil(symbols_needed(careful))
         probe = max(_PROBE_SYMBOLS, _PROBE_SYMBOLS_TOTAL // len(children))

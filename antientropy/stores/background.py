@@ -5,8 +5,11 @@ bytes, and their fsync carries both: each as many as cost a small share of what 
 is none at all on a fast disk; and one in ``BULK_RIDE_EVERY`` more, which is too few to be seen among the slowest
 hundredth. By itself the queue is committed in small slices only
 
-- when no foreground write has come for ``QUIET_SECONDS``; one that then comes waits for one slice at most, or
-- for a share of the time so small (``BUSY_SHARE``) that it stays far below one in a hundred foreground writes.
+- when no foreground write has come for ``QUIET_SECONDS``, or
+- as often as leaves the share of the time small (``BUSY_SHARE``) in which a foreground write would find the store
+  committing a slice: less than one in a hundred of them does.
+
+A slice takes no further row once a foreground write waits, so that one waits for a commit at most.
 
 So repair moves fast through a quiet store and, in a busy one, at the pace of its writers.
 """
@@ -16,7 +19,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, Generic, TypeVar
 
@@ -24,8 +27,8 @@ from antientropy.errors import StoreClosedError, StoreError
 
 #: Without a foreground write for so long, the store counts as quiet.
 QUIET_SECONDS: Final = 0.25
-#: Share of the time that own transactions may take while the store is not quiet.
-BUSY_SHARE: Final = 0.004
+#: Share of the time in which own transactions may be committing while the store is not quiet.
+BUSY_SHARE: Final = 0.008
 #: Rows and bytes of one transaction of our own: a few milliseconds.
 SLICE_ROWS_MAX: Final = 256
 SLICE_BYTES_MAX: Final = 256 * 1024
@@ -89,7 +92,7 @@ class BackgroundWrites(Generic[Item]):
         self._foreground_seconds = 0.0
         self._row_seconds = _ROW_SECONDS
         self._since_bulk = 0
-        self._turn_started = 0.0
+        self._committing_since = 0.0
         self._turn_at = 0.0
         self._closed = False
 
@@ -159,10 +162,11 @@ class BackgroundWrites(Generic[Item]):
 
     # --- background ---
 
-    def run(self, items: Sequence[Item], commit: Callable[[Sequence[Item]], int]) -> int:
+    def run(self, items: Sequence[Item], commit: Callable[[Iterable[Item]], int]) -> int:
         """Have rows written; returns how many changed the store, when all are durable.
 
-        ``commit`` writes some of them in one transaction, and is called with the write lock held.
+        ``commit`` writes some of them in one transaction, and is called with the write lock held; what it is given ends
+        when a foreground write begins to wait.
 
         Raises:
             StoreError: what ``commit`` raised; slices before it stay.
@@ -190,19 +194,14 @@ class BackgroundWrites(Generic[Item]):
             raise job.error
         return job.applied
 
-    def _commit_slice(self, commit: Callable[[Sequence[Item]], int]) -> None:
+    def _commit_slice(self, commit: Callable[[Iterable[Item]], int]) -> None:
         with self._guard:
             job = next((one for one in self._jobs if one.waiting), None)
-            if job is None:
-                return
-            items: list[Item] = []
-            size = 0
-            while job.waiting and len(items) < SLICE_ROWS_MAX and (not items or size < SLICE_BYTES_MAX):
-                size += self._size_of(job.waiting[0])
-                items.append(job.waiting.popleft())
-            job.under_way += len(items)
+        if job is None:
+            return
+        before = job.under_way
         try:
-            applied = commit(items)
+            applied = commit(self._slice_of(job))
         except StoreError as error:
             with self._guard:
                 job.error = error
@@ -211,8 +210,22 @@ class BackgroundWrites(Generic[Item]):
                 self._drop_ended()
             return
         with self._guard:
-            job.settle(len(items), applied)
+            job.settle(job.under_way - before, applied)
             self._drop_ended()
+
+    def _slice_of(self, job: Job[Item]) -> Iterator[Item]:
+        """The rows of one slice; the write lock is held, so no other slice and no rider is under way."""
+        size = count = 0
+        while count < SLICE_ROWS_MAX and not (count and (size >= SLICE_BYTES_MAX or self._foreground_waiting)):
+            with self._guard:
+                if not job.waiting:
+                    break
+                item = job.waiting.popleft()
+                job.under_way += 1
+            count += 1
+            size += self._size_of(item)
+            yield item
+        self._committing_since = time.monotonic()
 
     def try_turn(self) -> bool:
         """Take the write lock for a background transaction, if it is its turn; then :meth:`end_turn` gives it back."""
@@ -222,13 +235,13 @@ class BackgroundWrites(Generic[Item]):
         if self._foreground_waiting or self._delay() > 0:
             self._write_lock.release()
             return False
-        self._turn_started = time.monotonic()
+        self._committing_since = time.monotonic()
         return True
 
     def end_turn(self) -> None:
         """The transaction is over."""
         now = time.monotonic()
-        self._turn_at = now + (now - self._turn_started) / BUSY_SHARE
+        self._turn_at = now + (now - self._committing_since) / BUSY_SHARE
         self._write_lock.release()
 
     def wait_for_turn(self) -> None:

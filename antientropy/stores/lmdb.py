@@ -176,7 +176,7 @@ class LmdbRowStore:
         self._background.settle(settled)
         return applied
 
-    def _write_background(self, arrived: Sequence[ArrivedRow]) -> int:
+    def _write_background(self, arrived: Iterable[ArrivedRow]) -> int:
         self._check_open()
         with self._writing() as batch:
             for row in arrived:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61ntientropy/v1/repair.proto\x12\x0e\x61ntientropy.v1\"\xa1\x03\n\x0e\x43ompareRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0c\n\x04turn\x18\x02 \x01(\r\x12\x31\n\x04open\x18\x03 \x01(\x0e\x32#.antientropy.v1.CompareRequest.Open\x12\x0e\n\x06hashes\x18\x04 \x01(\r\x12\x13\n\x0broot_digest\x18\x05 \x01(\x0c\x12\x11\n\trow_count\x18\x06 \x01(\x04\x12\x0e\n\x06\x66loors\x18\x07 \x01(\x0c\x12\x10\n\x08keyspace\x18\x08 \x01(\t\x12\x13\n\x0b\x66irst_token\x18\t \x01(\x06\x12\x14\n\x0ctokens_after\x18\n \x01(\x06\x12\r\n\x05owner\x18\x0b \x01(\t\x12\x18\n\x10repaired_version\x18\x0c \x01(\x0c\x12\x19\n\x11\x63onfirmed_session\x18\r \x01(\x06\x12\x15\n\rpurge_version\x18\x0e \x01(\x0c\x12\x0e\n\x06\x66orced\x18\x10 \x01(\x08\x12\x10\n\x08replicas\x18\x0f \x01(\r\";\n\x04Open\x12\x13\n\x0fOPEN_IF_UNEQUAL\x10\x00\x12\x0f\n\x0bOPEN_ALWAYS\x10\x01\x12\r\n\tOPEN_NONE\x10\x02\"\xa8\x01\n\x0f\x43ompareResponse\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12\x11\n\trows_more\x18\x02 \x01(\x12\x12\x0f\n\x07symbols\x18\x03 \x01(\x0c\x12\x0e\n\x06\x66loors\x18\x04 \x01(\x0c\x12\x0e\n\x06hashes\x18\x05 \x01(\r\x12(\n\x07refusal\x18\x06 \x01(\x0b\x32\x17.antientropy.v1.Refusal\x12\x18\n\x10repaired_version\x18\x07 \x01(\x0c\"\x87\x02\n\x07Refusal\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.antientropy.v1.Refusal.Kind\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"\x97\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_LEASED\x10\x01\x12\r\n\tKIND_BUSY\x10\x02\x12\x15\n\x11KIND_HASH_VERSION\x10\x03\x12\x16\n\x12KIND_TOO_LONG_AWAY\x10\x04\x12\x12\n\x0eKIND_NOT_READY\x10\x05\x12\x16\n\x12KIND_NOT_A_REPLICA\x10\x06\".\n\rLocateRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"\x1e\n\x0eLocateResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\"/\n\x0c\x46\x65tchRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0e\n\x06tokens\x18\x02 \x01(\x0c\".\n\nRowColumns\x12\x0f\n\x07\x63olumns\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"X\n\x0bPushRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0e\n\x06stream\x18\x02 \x01(\r\x12(\n\x04rows\x18\x03 \x01(\x0b\x32\x1a.antientropy.v1.RowColumns\";\n\x0cPushResponse\x12\x15\n\rrows_received\x18\x01 \x01(\x04\x12\x14\n\x0crows_applied\x18\x02 \x01(\x04\"N\n\x0bSendRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0e\n\x06stream\x18\x02 \x01(\r\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x01(\x0c\"w\n\x0cSendResponse\x12\x11\n\trows_sent\x18\x01 \x01(\x04\x12\x14\n\x0crows_applied\x18\x02 \x01(\x04\x12\x11\n\trow_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bother_bytes\x18\x04 \x01(\x04\x12\x16\n\x0etarget_failure\x18\x05 \x01(\t\"#\n\x10HeartbeatRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\"\x13\n\x11HeartbeatResponse\"\x1f\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\"\x0f\n\rCloseResponse2\x8d\x04\n\x11RepairPeerService\x12J\n\x07\x43ompare\x12\x1e.antientropy.v1.CompareRequest\x1a\x1f.antientropy.v1.CompareResponse\x12G\n\x06Locate\x12\x1d.antientropy.v1.LocateRequest\x1a\x1e.antientropy.v1.LocateResponse\x12\x43\n\x05\x46\x65tch\x12\x1c.antientropy.v1.FetchRequest\x1a\x1a.antientropy.v1.RowColumns0\x01\x12\x43\n\x04Push\x12\x1b.antientropy.v1.PushRequest\x1a\x1c.antientropy.v1.PushResponse(\x01\x12\x41\n\x04Send\x12\x1b.antientropy.v1.SendRequest\x1a\x1c.antientropy.v1.SendResponse\x12P\n\tHeartbeat\x12 .antientropy.v1.HeartbeatRequest\x1a!.antientropy.v1.HeartbeatResponse\x12\x44\n\x05\x43lose\x12\x1c.antientropy.v1.CloseRequest\x1a\x1d.antientropy.v1.CloseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x61ntientropy/v1/repair.proto\x12\x0e\x61ntientropy.v1\"\xb6\x03\n\x0e\x43ompareRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0c\n\x04turn\x18\x02 \x01(\r\x12\x31\n\x04open\x18\x03 \x01(\x0e\x32#.antientropy.v1.CompareRequest.Open\x12\x0e\n\x06hashes\x18\x04 \x01(\r\x12\x13\n\x0broot_digest\x18\x05 \x01(\x0c\x12\x11\n\trow_count\x18\x06 \x01(\x04\x12\x0e\n\x06\x66loors\x18\x07 \x01(\x0c\x12\x10\n\x08keyspace\x18\x08 \x01(\t\x12\x13\n\x0b\x66irst_token\x18\t \x01(\x06\x12\x14\n\x0ctokens_after\x18\n \x01(\x06\x12\r\n\x05owner\x18\x0b \x01(\t\x12\x13\n\x0bowner_place\x18\x11 \x01(\r\x12\x18\n\x10repaired_version\x18\x0c \x01(\x0c\x12\x19\n\x11\x63onfirmed_session\x18\r \x01(\x06\x12\x15\n\rpurge_version\x18\x0e \x01(\x0c\x12\x0e\n\x06\x66orced\x18\x10 \x01(\x08\x12\x10\n\x08replicas\x18\x0f \x01(\r\";\n\x04Open\x12\x13\n\x0fOPEN_IF_UNEQUAL\x10\x00\x12\x0f\n\x0bOPEN_ALWAYS\x10\x01\x12\r\n\tOPEN_NONE\x10\x02\"\xa8\x01\n\x0f\x43ompareResponse\x12\r\n\x05\x65qual\x18\x01 \x01(\x08\x12\x11\n\trows_more\x18\x02 \x01(\x12\x12\x0f\n\x07symbols\x18\x03 \x01(\x0c\x12\x0e\n\x06\x66loors\x18\x04 \x01(\x0c\x12\x0e\n\x06hashes\x18\x05 \x01(\r\x12(\n\x07refusal\x18\x06 \x01(\x0b\x32\x17.antientropy.v1.Refusal\x12\x18\n\x10repaired_version\x18\x07 \x01(\x0c\"\x87\x02\n\x07Refusal\x12*\n\x04kind\x18\x01 \x01(\x0e\x32\x1c.antientropy.v1.Refusal.Kind\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x04 \x01(\r\"\x97\x01\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_LEASED\x10\x01\x12\r\n\tKIND_BUSY\x10\x02\x12\x15\n\x11KIND_HASH_VERSION\x10\x03\x12\x16\n\x12KIND_TOO_LONG_AWAY\x10\x04\x12\x12\n\x0eKIND_NOT_READY\x10\x05\x12\x16\n\x12KIND_NOT_A_REPLICA\x10\x06\".\n\rLocateRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"\x1e\n\x0eLocateResponse\x12\x0c\n\x04\x62ody\x18\x01 \x01(\x0c\"/\n\x0c\x46\x65tchRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0e\n\x06tokens\x18\x02 \x01(\x0c\".\n\nRowColumns\x12\x0f\n\x07\x63olumns\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"X\n\x0bPushRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0e\n\x06stream\x18\x02 \x01(\r\x12(\n\x04rows\x18\x03 \x01(\x0b\x32\x1a.antientropy.v1.RowColumns\";\n\x0cPushResponse\x12\x15\n\rrows_received\x18\x01 \x01(\x04\x12\x14\n\x0crows_applied\x18\x02 \x01(\x04\"N\n\x0bSendRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x0e\n\x06stream\x18\x02 \x01(\r\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0e\n\x06tokens\x18\x04 \x01(\x0c\"w\n\x0cSendResponse\x12\x11\n\trows_sent\x18\x01 \x01(\x04\x12\x14\n\x0crows_applied\x18\x02 \x01(\x04\x12\x11\n\trow_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bother_bytes\x18\x04 \x01(\x04\x12\x16\n\x0etarget_failure\x18\x05 \x01(\t\"#\n\x10HeartbeatRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\"\x13\n\x11HeartbeatResponse\"\x1f\n\x0c\x43loseRequest\x12\x0f\n\x07session\x18\x01 \x01(\x06\"\x0f\n\rCloseResponse2\x8d\x04\n\x11RepairPeerService\x12J\n\x07\x43ompare\x12\x1e.antientropy.v1.CompareRequest\x1a\x1f.antientropy.v1.CompareResponse\x12G\n\x06Locate\x12\x1d.antientropy.v1.LocateRequest\x1a\x1e.antientropy.v1.LocateResponse\x12\x43\n\x05\x46\x65tch\x12\x1c.antientropy.v1.FetchRequest\x1a\x1a.antientropy.v1.RowColumns0\x01\x12\x43\n\x04Push\x12\x1b.antientropy.v1.PushRequest\x1a\x1c.antientropy.v1.PushResponse(\x01\x12\x41\n\x04Send\x12\x1b.antientropy.v1.SendRequest\x1a\x1c.antientropy.v1.SendResponse\x12P\n\tHeartbeat\x12 .antientropy.v1.HeartbeatRequest\x1a!.antientropy.v1.HeartbeatResponse\x12\x44\n\x05\x43lose\x12\x1c.antientropy.v1.CloseRequest\x1a\x1d.antientropy.v1.CloseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,39 +32,39 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'antientropy.v1.repair_pb2',
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COMPAREREQUEST']._serialized_start=48
-  _globals['_COMPAREREQUEST']._serialized_end=465
-  _globals['_COMPAREREQUEST_OPEN']._serialized_start=406
-  _globals['_COMPAREREQUEST_OPEN']._serialized_end=465
-  _globals['_COMPARERESPONSE']._serialized_start=468
-  _globals['_COMPARERESPONSE']._serialized_end=636
-  _globals['_REFUSAL']._serialized_start=639
-  _globals['_REFUSAL']._serialized_end=902
-  _globals['_REFUSAL_KIND']._serialized_start=751
-  _globals['_REFUSAL_KIND']._serialized_end=902
-  _globals['_LOCATEREQUEST']._serialized_start=904
-  _globals['_LOCATEREQUEST']._serialized_end=950
-  _globals['_LOCATERESPONSE']._serialized_start=952
-  _globals['_LOCATERESPONSE']._serialized_end=982
-  _globals['_FETCHREQUEST']._serialized_start=984
-  _globals['_FETCHREQUEST']._serialized_end=1031
-  _globals['_ROWCOLUMNS']._serialized_start=1033
-  _globals['_ROWCOLUMNS']._serialized_end=1079
-  _globals['_PUSHREQUEST']._serialized_start=1081
-  _globals['_PUSHREQUEST']._serialized_end=1169
-  _globals['_PUSHRESPONSE']._serialized_start=1171
-  _globals['_PUSHRESPONSE']._serialized_end=1230
-  _globals['_SENDREQUEST']._serialized_start=1232
-  _globals['_SENDREQUEST']._serialized_end=1310
-  _globals['_SENDRESPONSE']._serialized_start=1312
-  _globals['_SENDRESPONSE']._serialized_end=1431
-  _globals['_HEARTBEATREQUEST']._serialized_start=1433
-  _globals['_HEARTBEATREQUEST']._serialized_end=1468
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1470
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1489
-  _globals['_CLOSEREQUEST']._serialized_start=1491
-  _globals['_CLOSEREQUEST']._serialized_end=1522
-  _globals['_CLOSERESPONSE']._serialized_start=1524
-  _globals['_CLOSERESPONSE']._serialized_end=1539
-  _globals['_REPAIRPEERSERVICE']._serialized_start=1542
-  _globals['_REPAIRPEERSERVICE']._serialized_end=2067
+  _globals['_COMPAREREQUEST']._serialized_end=486
+  _globals['_COMPAREREQUEST_OPEN']._serialized_start=427
+  _globals['_COMPAREREQUEST_OPEN']._serialized_end=486
+  _globals['_COMPARERESPONSE']._serialized_start=489
+  _globals['_COMPARERESPONSE']._serialized_end=657
+  _globals['_REFUSAL']._serialized_start=660
+  _globals['_REFUSAL']._serialized_end=923
+  _globals['_REFUSAL_KIND']._serialized_start=772
+  _globals['_REFUSAL_KIND']._serialized_end=923
+  _globals['_LOCATEREQUEST']._serialized_start=925
+  _globals['_LOCATEREQUEST']._serialized_end=971
+  _globals['_LOCATERESPONSE']._serialized_start=973
+  _globals['_LOCATERESPONSE']._serialized_end=1003
+  _globals['_FETCHREQUEST']._serialized_start=1005
+  _globals['_FETCHREQUEST']._serialized_end=1052
+  _globals['_ROWCOLUMNS']._serialized_start=1054
+  _globals['_ROWCOLUMNS']._serialized_end=1100
+  _globals['_PUSHREQUEST']._serialized_start=1102
+  _globals['_PUSHREQUEST']._serialized_end=1190
+  _globals['_PUSHRESPONSE']._serialized_start=1192
+  _globals['_PUSHRESPONSE']._serialized_end=1251
+  _globals['_SENDREQUEST']._serialized_start=1253
+  _globals['_SENDREQUEST']._serialized_end=1331
+  _globals['_SENDRESPONSE']._serialized_start=1333
+  _globals['_SENDRESPONSE']._serialized_end=1452
+  _globals['_HEARTBEATREQUEST']._serialized_start=1454
+  _globals['_HEARTBEATREQUEST']._serialized_end=1489
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1491
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1510
+  _globals['_CLOSEREQUEST']._serialized_start=1512
+  _globals['_CLOSEREQUEST']._serialized_end=1543
+  _globals['_CLOSERESPONSE']._serialized_start=1545
+  _globals['_CLOSERESPONSE']._serialized_end=1560
+  _globals['_REPAIRPEERSERVICE']._serialized_start=1563
+  _globals['_REPAIRPEERSERVICE']._serialized_end=2088
 # @@protoc_insertion_point(module_scope)

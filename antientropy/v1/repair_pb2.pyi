@@ -59,6 +59,7 @@ class CompareRequest(_message.Message):
     FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     TOKENS_AFTER_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
+    OWNER_PLACE_FIELD_NUMBER: _builtins.int
     REPAIRED_VERSION_FIELD_NUMBER: _builtins.int
     CONFIRMED_SESSION_FIELD_NUMBER: _builtins.int
     PURGE_VERSION_FIELD_NUMBER: _builtins.int
@@ -88,6 +89,8 @@ class CompareRequest(_message.Message):
     """2**64 - 1 less the last token."""
     owner: _builtins.str
     """The coordinator's endpoint: who holds the lease on the range, for people and for a new session of the same owner."""
+    owner_place: _builtins.int
+    """In place of the owner where `replicas` is set: 1 and its place among those endpoints, ordered."""
     repaired_version: _builtins.bytes
     """Versions below travel as 8 bytes, big-endian, without zeros at their end. Empty: 0.
     If the session turns out complete, it counts up to this version: no older row is taken but from repair from now on.
@@ -116,6 +119,7 @@ class CompareRequest(_message.Message):
         first_token: _builtins.int = ...,
         tokens_after: _builtins.int = ...,
         owner: _builtins.str = ...,
+        owner_place: _builtins.int = ...,
         repaired_version: _builtins.bytes = ...,
         confirmed_session: _builtins.int = ...,
         purge_version: _builtins.bytes = ...,
@@ -124,7 +128,7 @@ class CompareRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_session", b"confirmed_session", "first_token", b"first_token", "floors", b"floors", "forced", b"forced", "hashes", b"hashes", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "replicas", b"replicas", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after", "turn", b"turn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed_session", b"confirmed_session", "first_token", b"first_token", "floors", b"floors", "forced", b"forced", "hashes", b"hashes", "keyspace", b"keyspace", "open", b"open", "owner", b"owner", "owner_place", b"owner_place", "purge_version", b"purge_version", "repaired_version", b"repaired_version", "replicas", b"replicas", "root_digest", b"root_digest", "row_count", b"row_count", "session", b"session", "tokens_after", b"tokens_after", "turn", b"turn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,7 +147,7 @@ class CompareResponse(_message.Message):
     REPAIRED_VERSION_FIELD_NUMBER: _builtins.int
     equal: _builtins.bool
     rows_more: _builtins.int
-    """The rest is set when not equal, but `repaired_version`.
+    """The rest is set when not equal, but `repaired_version` and `floors`.
     Rows of the range here, less those of the request.
     """
     symbols: _builtins.bytes

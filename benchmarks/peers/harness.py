@@ -115,3 +115,6 @@ CHITCHAT: Final = Peer(
     "chitchat", ("cargo",), ("cargo", "build", "--release", "--quiet"), ("target/release/chitchat-peer",)
 )
 MEMBERLIST: Final = Peer("memberlist", ("go",), ("go", "build", "-o", "memberlist-peer", "."), ("./memberlist-peer",))
+RECONCILIATION: Final = Peer(
+    "reconciliation", ("cargo",), ("cargo", "build", "--release", "--quiet"), ("target/release/reconciliation-peer",)
+)

@@ -231,6 +231,6 @@ otherwise where
 `make bench-peers` wants `java` and `mvn`, `cargo`, `go`; what is missing is skipped with one line. The versions of the
 peers are pinned in `benchmarks/peers/*/`. Lock files and everything built stay out of the repository.
 `python -m benchmarks.peers.run --endpoints 10,100,1000 --json` prints all numbers; with `--merkle ROWS` instead, what
-Cassandra's MerkleTree takes to build, and its bytes, at depths 15 and 18. Another form of this library's exchange is
-one more entry in `FORMS` of `benchmarks/peers/ours.py`.
+it takes to find differing rows: Cassandra's MerkleTree at depths 15 and 18, negentropy, a rateless sketch, and here.
+Another form of this library's exchange is one more entry in `FORMS` of `benchmarks/peers/ours.py`.
 """

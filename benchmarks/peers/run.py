@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any, Final
 
 from benchmarks.cluster_states import lag_quantiles, state_file
-from benchmarks.peers import ours, report, vectors
+from benchmarks.peers import ours, report, rows, vectors
 from benchmarks.peers.harness import CASSANDRA, CHITCHAT, MEMBERLIST, Peer, PeerUnavailableError
 
 ENDPOINTS: Final = (10, 100, 1000)
@@ -155,13 +155,10 @@ def run(endpoints: list[int], runs: int) -> Json:
     }
 
 
-def merkle(rows: int) -> int:
-    """Print what Cassandra's MerkleTree takes at depths 15 and 18: CPU to build it, and its bytes."""
-    try:
-        CASSANDRA.make()
-        print(json.dumps(CASSANDRA.answer("merkle", str(rows))))
-    except PeerUnavailableError as error:
-        say(f"cassandra: skipped, {error}")
+def merkle(count: int, *, as_json: bool) -> int:
+    """Print what it takes to find the rows that differ: Cassandra's MerkleTree, set reconciliation, and here."""
+    result = rows.run(count) | {"machine": machine()}
+    print(json.dumps(result) if as_json else rows.as_text(result))
     return 0
 
 
@@ -177,10 +174,10 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=RUNS, help="times that each harness is started")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--no-docs", action="store_true", help="leave docs/ as it is")
-    parser.add_argument("--merkle", metavar="ROWS", type=int, help="Cassandra's MerkleTree over so many rows instead")
+    parser.add_argument("--merkle", metavar="ROWS", type=int, help="finding differing rows among so many instead")
     options = parser.parse_args()
     if options.merkle is not None:
-        return merkle(options.merkle)
+        return merkle(options.merkle, as_json=options.json)
     result = run([int(size) for size in options.endpoints.split(",")], options.runs)
     print(json.dumps(result) if options.json else report.table(result))
     for name, reason in result["skipped"].items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -189,6 +189,12 @@ async def repaired(node: Node, options: RepairOptions | None = None) -> list[Rep
     updates = [update async for update in node.service.repair("kv", options)]
     check(updates)
     return updates
+
+
+async def collected(stream: AsyncGenerator[RepairUpdate, None], updates: list[RepairUpdate]) -> None:
+    """All of a stream that may end with an error."""
+    async for update in stream:
+        updates.append(update)  # noqa: PERF401 - kept when the stream raises
 
 
 def check(updates: Sequence[RepairUpdate]) -> None:

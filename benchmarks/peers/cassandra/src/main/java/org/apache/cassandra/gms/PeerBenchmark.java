@@ -9,13 +9,15 @@ import java.lang.management.ManagementFactory;
 import java.lang.management.ThreadMXBean;
 import java.lang.reflect.Field;
 import java.lang.reflect.Method;
+import java.nio.ByteBuffer;
+import java.nio.file.Files;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.EnumMap;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Random;
+import java.util.TreeMap;
 import org.apache.cassandra.config.Config;
 import org.apache.cassandra.config.DatabaseDescriptor;
 import org.apache.cassandra.dht.Murmur3Partitioner;
@@ -35,9 +37,9 @@ import org.apache.cassandra.utils.MerkleTrees;
  * Cassandra's own classes on a state that our simulation made.
  *
  * <p>"exchange STATE.json": bytes and CPU of GossipDigestSyn, Ack and Ack2 between two Gossipers. "vectors INPUT.json":
- * what ArrivalWindow and Gossiper.examineGossiper answer to given input. "merkle ROWS": CPU of building its MerkleTree of
- * depth 15 and 18 over that many rows, and its bytes. It stands in Cassandra's package because those
- * are visible there only. Cassandra's: all serializers, makeGossipDigest (private, called by reflection),
+ * what ArrivalWindow and Gossiper.examineGossiper answer to given input. "merkle DIRECTORY": CPU of building its MerkleTree of
+ * depth 15 and 18 over the rows in a directory, its bytes, and the ranges that differ after each case of differences.
+ * It stands in Cassandra's package because those are visible there only. Cassandra's: all serializers, makeGossipDigest (private, called by reflection),
  * examineGossiper, getStateForVersionBiggerThan, notifyFailureDetector, applyStateLocally, ArrivalWindow. Ours: the few
  * lines that call them one after the other, as GossipDigestSynVerbHandler, -AckVerbHandler and -Ack2VerbHandler do.
  */
@@ -57,7 +59,7 @@ public final class PeerBenchmark {
         makeGossipDigest = Gossiper.class.getDeclaredMethod("makeGossipDigest", List.class);
         makeGossipDigest.setAccessible(true);
         ObjectNode answer;
-        if (arguments[0].equals("merkle")) answer = merkle(Integer.parseInt(arguments[1]));
+        if (arguments[0].equals("merkle")) answer = merkle(new File(arguments[1]));
         else {
             JsonNode input = JSON.readTree(new File(arguments[1]));
             answer = arguments[0].equals("exchange") ? exchange(input) : vectors(input);
@@ -327,35 +329,123 @@ public final class PeerBenchmark {
 
     // -------------------------------------------------------------------------------------------------------- merkle
 
-    /** A tree over the whole ring, filled in token order with digests that are there already, as Validator does. */
-    private static ObjectNode merkle(int rows) throws Exception {
-        Random random = new Random(1);
-        long[] tokens = random.longs(rows).sorted().toArray();
-        byte[][] digests = new byte[rows][32];
-        for (byte[] digest : digests) random.nextBytes(digest);
+    /** Rows of one replica in token order. A token of ours is unsigned; with its first bit turned it is in the same order. */
+    private static final class Rows {
+        final long[] tokens;
+        final byte[][] digests;
+
+        Rows(long[] tokens, byte[][] digests) {
+            this.tokens = tokens;
+            this.digests = digests;
+        }
+
+        /** Of 32 bytes for each row: token, version, digest. */
+        static Rows read(ByteBuffer data, int count) {
+            Rows rows = new Rows(new long[count], new byte[count][32]);
+            for (int row = 0; row < count; row++) {
+                rows.tokens[row] = data.getLong() ^ Long.MIN_VALUE;
+                data.getLong();
+                data.get(rows.digests[row], 0, 16);
+                System.arraycopy(rows.digests[row], 0, rows.digests[row], 16, 16); // a hash of Cassandra has 32 bytes
+            }
+            return rows;
+        }
+
+        /** These rows, with others put over them. */
+        Rows with(Rows others) {
+            TreeMap<Long, byte[]> fresh = new TreeMap<>();
+            for (int row = 0; row < others.tokens.length; row++) fresh.put(others.tokens[row], others.digests[row]);
+            long replaced = fresh.keySet().stream().filter(token -> Arrays.binarySearch(tokens, token) >= 0).count();
+            Rows merged = new Rows(new long[tokens.length + fresh.size() - (int) replaced], null);
+            byte[][] hashes = new byte[merged.tokens.length][];
+            int at = 0;
+            for (int row = 0; row < tokens.length; row++) {
+                while (!fresh.isEmpty() && fresh.firstKey() < tokens[row]) {
+                    merged.tokens[at] = fresh.firstKey();
+                    hashes[at++] = fresh.pollFirstEntry().getValue();
+                }
+                byte[] put = fresh.remove(tokens[row]);
+                merged.tokens[at] = tokens[row];
+                hashes[at++] = put == null ? digests[row] : put;
+            }
+            while (!fresh.isEmpty()) {
+                merged.tokens[at] = fresh.firstKey();
+                hashes[at++] = fresh.pollFirstEntry().getValue();
+            }
+            return new Rows(merged.tokens, hashes);
+        }
+
+        /** How many rows have tokens in (left, right]; the ring's least token on the right is its end. */
+        long within(Range<Token> range) {
+            long left = (long) range.left.getTokenValue(), right = (long) range.right.getTokenValue();
+            long to = range.right.isMinimum() ? tokens.length : after(right);
+            return to - after(left);
+        }
+
+        private int after(long token) {
+            int found = Arrays.binarySearch(tokens, token);
+            return found >= 0 ? found + 1 : -found - 1;
+        }
+
+        /** The tree writes into the hashes that it is given. */
+        MerkleTrees tree(int depth) {
+            return PeerBenchmark.tree(tokens, Arrays.stream(digests).map(byte[]::clone).toArray(byte[][]::new), depth);
+        }
+    }
+
+    /** Trees over the whole ring, filled in token order with digests that are there already, as Validator does. */
+    private static ObjectNode merkle(File directory) throws Exception {
+        JsonNode input = JSON.readTree(new File(directory, "cases.json"));
+        int rows = input.get("rows").asInt();
+        Rows base = Rows.read(ByteBuffer.wrap(Files.readAllBytes(new File(directory, "rows.bin").toPath())), rows);
         ObjectNode answer = JSON.createObjectNode();
         answer.put("peer", "cassandra").put("version", version()).put("rows", rows);
         ArrayNode trees = answer.putArray("trees");
         for (int depth : new int[] {15, 18}) {
+            ObjectNode entry = trees.addObject().put("depth", depth);
             double[] milliseconds = new double[REPEATS];
-            int bytes = 0;
             for (int repeat = -2; repeat < REPEATS; repeat++) { // two to warm up
-                byte[][] fresh = Arrays.stream(digests).map(byte[]::clone).toArray(byte[][]::new); // it writes into them
+                byte[][] fresh = Arrays.stream(base.digests).map(byte[]::clone).toArray(byte[][]::new);
                 long began = THREADS.getCurrentThreadCpuTime();
-                MerkleTrees tree = tree(tokens, fresh, depth);
+                MerkleTrees tree = tree(base.tokens, fresh, depth);
                 double spent = (THREADS.getCurrentThreadCpuTime() - began) / 1e6;
                 if (repeat >= 0) milliseconds[repeat] = spent;
                 // Its count visits the first leaf of a whole ring twice, so it may be a little more.
                 if (tree.rowCount() < rows) throw new IllegalStateException("rows are missing in the tree");
-                try (DataOutputBuffer out = new DataOutputBuffer()) {
-                    MerkleTrees.serializer.serialize(tree, out, WIRE_VERSION);
-                    bytes = out.getLength();
-                }
+                entry.put("serialized_bytes", serializedBytes(tree));
                 tree.release();
             }
-            trees.addObject().put("depth", depth).put("serialized_bytes", bytes).put("build_cpu_milliseconds", round(median(milliseconds)));
+            entry.put("build_cpu_milliseconds", round(median(milliseconds)));
+            ArrayNode found = entry.putArray("cases");
+            for (JsonNode one : input.get("cases")) found.add(difference(directory, base, one, depth));
         }
         return answer;
+    }
+
+    private static ObjectNode difference(File directory, Rows base, JsonNode one, int depth) throws Exception {
+        ByteBuffer puts = ByteBuffer.wrap(Files.readAllBytes(new File(directory, one.get("file").asText()).toPath()));
+        Rows left = base.with(Rows.read(puts, one.get("first").asInt()));
+        Rows right = base.with(Rows.read(puts, one.get("second").asInt()));
+        MerkleTrees ours = left.tree(depth), theirs = right.tree(depth);
+        long began = THREADS.getCurrentThreadCpuTime();
+        List<Range<Token>> ranges = MerkleTrees.difference(ours, theirs);
+        double spent = (THREADS.getCurrentThreadCpuTime() - began) / 1e6;
+        long streamed = 0;
+        for (Range<Token> range : ranges) streamed += left.within(range) + right.within(range); // both ways
+        ObjectNode entry = JSON.createObjectNode();
+        entry.put("differences", one.get("differences").asInt()).put("kind", one.get("kind").asText());
+        entry.put("serialized_bytes", serializedBytes(theirs)).put("ranges", ranges.size());
+        entry.put("rows_streamed", streamed).put("difference_cpu_milliseconds", round(spent));
+        ours.release();
+        theirs.release();
+        return entry;
+    }
+
+    private static int serializedBytes(MerkleTrees trees) throws Exception {
+        try (DataOutputBuffer out = new DataOutputBuffer()) {
+            MerkleTrees.serializer.serialize(trees, out, WIRE_VERSION);
+            return out.getLength();
+        }
     }
 
     private static MerkleTrees tree(long[] tokens, byte[][] digests, int depth) {
