@@ -120,6 +120,11 @@ class KvStoreNode:
         return self._coordinator
 
     @property
+    def membership(self) -> ClusterMembership:
+        """Who holds what, as repair asks for it."""
+        return self._membership
+
+    @property
     def repair(self) -> RepairService:
         """Repairs of this node, for use inside this process.
 

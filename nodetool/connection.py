@@ -230,6 +230,13 @@ class Node:
         request = repair_pb2.SummarizeRepairsRequest(keyspace=keyspace)
         return self._call(self._repair.SummarizeRepairs, request, "repair")
 
+    def repair_summaries_if_any(self) -> repair_pb2.SummarizeRepairsResponse | None:
+        """As :meth:`repair_summaries` of every keyspace, but None where they cannot be had."""
+        try:
+            return self.repair_summaries("")
+        except NodetoolError:
+            return None
+
     def throttle(self) -> repair_pb2.Throttle:
         """The limits that repair keeps on the node."""
         return self._call(self._repair.GetThrottle, repair_pb2.GetThrottleRequest(), "a throttle of repair").throttle

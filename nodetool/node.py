@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,9 +24,10 @@ from nodetool.render import (
     printable,
     rfc3339,
 )
+from nodetool.repair_tables import ago
 
 if TYPE_CHECKING:
-    from antientropy.v1.admin_pb2 import DescribeReplicaResponse
+    from antientropy.v1.admin_pb2 import DescribeReplicaResponse, SummarizeRepairsResponse
     from gossiper.v1.admin_pb2 import GetClusterViewResponse, GetFailureDetectorResponse, GetNodeInfoResponse
 
 _BOOTSTRAP_STATES: Final = {
@@ -52,8 +54,54 @@ def _number(value: float) -> str:
     return str(int(value)) if math.isfinite(value) and value == int(value) else f"{value:g}"
 
 
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What the node's replica holds, where it has one."""
+
+    row_count: int
+    tombstone_count: int
+    repaired_at: float | None
+    """Of the range whose last complete repair is longest ago, in seconds since the epoch; None: one never had any."""
+    now: float
+    """By the node's clock."""
+
+    @classmethod
+    def of(cls, replica: DescribeReplicaResponse, summaries: SummarizeRepairsResponse | None) -> Holding:
+        """From what the node answered; None: it cannot say when it was repaired."""
+        if summaries is None:
+            return cls(replica.row_count, replica.tombstone_count, None, 0.0)
+        times = [one.repaired_at if one.HasField("repaired_at") else None for one in summaries.ranges]
+        known = [time for time in times if time is not None]
+        oldest = min(known) if known and len(known) == len(times) else None
+        return cls(replica.row_count, replica.tombstone_count, oldest, summaries.now)
+
+    def lines(self) -> list[str]:
+        """For people; rows are what a client sees, without tombstones."""
+        repaired = "(not all tokens yet)" if self.repaired_at is None else ago(self.repaired_at, self.now)
+        return [
+            labelled("Rows", f"{self.row_count - self.tombstone_count:,}"),
+            labelled("Tombstones", f"{self.tombstone_count:,}"),
+            labelled("Last repair", repaired),
+        ]
+
+    def fields(self) -> dict[str, object]:
+        """For programs."""
+        return {
+            "row_count": self.row_count - self.tombstone_count,
+            "tombstone_count": self.tombstone_count,
+            "repaired_at": None
+            if self.repaired_at is None
+            else rfc3339(datetime.fromtimestamp(self.repaired_at, tz=UTC)),
+        }
+
+
 def info_text(
-    info: GetNodeInfoResponse, own: Member | None, *, show_tokens: bool = False, show_counters: bool = False
+    info: GetNodeInfoResponse,
+    own: Member | None,
+    holding: Holding | None = None,
+    *,
+    show_tokens: bool = False,
+    show_counters: bool = False,
 ) -> str:
     """Cassandra's ``nodetool info`` without the lines of a JVM; what only this system has comes after the token."""
     values = {} if own is None else own.values
@@ -88,6 +136,8 @@ def info_text(
         labelled("Status", printable(info.status) or "(none)"),
         labelled("Health", "serving" if info.serving else f"not serving: {printable(info.health_reason)}"),
     ]
+    if holding is not None:
+        lines += holding.lines()
     if info.failure:
         lines.append(labelled("Stopped because", printable(info.failure)))
     if show_counters:
@@ -95,7 +145,7 @@ def info_text(
     return "\n".join(lines)
 
 
-def info_json(info: GetNodeInfoResponse, own: Member | None) -> str:
+def info_json(info: GetNodeInfoResponse, own: Member | None, holding: Holding | None = None) -> str:
     """The same for programs."""
     load_bytes = None if own is None else own.load_bytes
     return json_text(
@@ -122,6 +172,7 @@ def info_json(info: GetNodeInfoResponse, own: Member | None) -> str:
             "health_reason": info.health_reason or None,
             "failure": info.failure or None,
             "counters": {counter.name: counter.value for counter in info.counters},
+            **({} if holding is None else holding.fields()),
         }
     )
 
@@ -134,15 +185,17 @@ def info_json(info: GetNodeInfoResponse, own: Member | None) -> str:
 @node_options
 @pass_options
 def info(options: Options, *, show_tokens: bool, show_counters: bool) -> None:
-    """Show the node itself: identity, load, generation, uptime, memory."""
+    """Show the node itself: identity, load, generation, uptime, memory, rows and when they were last repaired."""
     with connect(options) as node:
         own_info = node.node_info()
         view = node.cluster_view()
+        replica, _why = node.replica_if_any()
+        holding = None if replica is None else Holding.of(replica, node.repair_summaries_if_any())
     own = _own(view)
     if options.json:
-        click.echo(info_json(own_info, own))
+        click.echo(info_json(own_info, own, holding))
     else:
-        click.echo(info_text(own_info, own, show_tokens=show_tokens, show_counters=show_counters))
+        click.echo(info_text(own_info, own, holding, show_tokens=show_tokens, show_counters=show_counters))
 
 
 def failuredetector_text(response: GetFailureDetectorResponse, book: AddressBook) -> str:
