@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable
+from concurrent.futures import Future
 from contextlib import aclosing
 from itertools import pairwise
 
@@ -128,11 +129,11 @@ async def test_equal_replicas_cost_one_round_trip_each_and_nothing_is_opened() -
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.randoms(use_true_random=False), st.sampled_from(list(Strategy)), st.integers(2, 4))
-def test_any_strategy_and_any_interleaving_of_writes_end_equal(
-    rng: random.Random, strategy: Strategy, replicas: int
-) -> None:
+@given(st.integers(0, 2**32), st.sampled_from(list(Strategy)), st.integers(2, 4))
+def test_any_strategy_and_any_interleaving_of_writes_end_equal(seed: int, strategy: Strategy, replicas: int) -> None:
     """Writes that reach some replicas only happen at random messages of a repair; another repair then ends it."""
+    # A seed: how many numbers are drawn depends on how threads meet, which hypothesis would hold against the test.
+    rng = random.Random(seed)
     stores = stores_of(replicas, rng.choice([0, 10, 300]))
     diverge(stores, rng.randrange(10**6), rng.randrange(100), keys=300)
 
@@ -654,6 +655,20 @@ async def test_an_index_that_has_drifted_is_rebuilt_and_the_repair_completes() -
         assert updates[-1].state is SessionState.COMPLETED, messages(updates)
         assert "building the index anew" in messages(updates)
         assert updates[-1].statistics.rows_moved == 0
+
+
+async def test_a_replica_whose_hashes_stay_behind_is_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stores = stores_of(2, 10)
+    async with cluster(*stores, config=RepairConfig(replica_retries_max=0, not_ready_wait_seconds=0.3)) as made:
+        failed: Future[None] = Future()
+        failed.set_exception(StoreFullError("no space left"))
+        monkeypatch.setattr(made[1].service._replicas["kv"], "rebuild", lambda _epoch: failed)
+        updates = await repaired(made[0], RepairOptions(full=True))
+        assert updates[-1].state is SessionState.FAILED
+        assert "its hashes are still those of epoch 0, not 1" in updates[-1].message
+        assert made.held() == 0
 
 
 async def test_a_ring_that_changes_in_mid_repair_is_noticed_and_nothing_counts_as_repaired() -> None:
