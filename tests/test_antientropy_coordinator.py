@@ -235,6 +235,22 @@ async def test_many_differences_are_repaired_part_by_part(jobs: int) -> None:
         assert made.held() == 0
 
 
+@pytest.mark.parametrize("mode", [RepairMode.PREVIEW, RepairMode.PULL, RepairMode.VALIDATE])
+async def test_differences_that_stay_on_purpose_do_not_keep_a_repair_in_parts_going(mode: RepairMode) -> None:
+    stores = stores_of(2, 0)
+    stores[0].apply(rows_named(2_000))
+    async with cluster(*stores, config=RepairConfig(unit_rows_max=300)) as made:
+        async with asyncio.timeout(30):
+            last = (await repaired(made[0], RepairOptions(mode=mode)))[-1]
+        assert (last.state, last.progress, last.statistics.rows_moved) == (SessionState.COMPLETED, 1.0, 0)
+        if mode is RepairMode.PREVIEW:
+            assert sum(flow.rows for flow in last.previews) == last.statistics.rows_differing == 2_000
+            assert last.message == "Preview completed: 2000 rows differ, nothing was moved"
+        if mode is RepairMode.VALIDATE:
+            assert last.message == "Validation completed: 1 of 1 pairs of replicas differ"
+        assert (await made[0].service.summarize("kv"))[0].repaired_at is None
+
+
 async def test_a_unit_is_bounded_in_bytes_too() -> None:
     stores = stores_of(2, 0)
     stores[0].apply(rows_named(200, value=b"x" * 1_000))
