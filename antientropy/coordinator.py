@@ -92,7 +92,7 @@ class RepairRun:
         )
         self._begun = time.monotonic()
         self._spent_before = 0.0 if journaled is None else journaled.info.statistics.elapsed_seconds
-        self._rows_to_move = 0
+        self._rows_to_move = context.statistics.rows_moved
         self._state = SessionState.PREPARING
         self._detail = ""
         self._started_at = now if journaled is None else journaled.info.started_at
@@ -135,6 +135,8 @@ class RepairRun:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        # What is left is planned anew when the units are done again.
+        self._rows_to_move = self._context.statistics.rows_moved
         if self._state.is_final:
             return
         self.entered(SessionState.PAUSED)

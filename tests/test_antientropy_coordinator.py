@@ -251,6 +251,30 @@ async def test_differences_that_stay_on_purpose_do_not_keep_a_repair_in_parts_go
         assert (await made[0].service.summarize("kv"))[0].repaired_at is None
 
 
+async def test_rows_that_a_pause_left_are_not_counted_twice() -> None:
+    stores = stores_of(2, 0)
+    stores[0].apply(rows_named(2_000, value=b"x" * 1_000))
+    async with cluster(*stores) as made:
+        pausing: list[asyncio.Task[None]] = []
+
+        async def rest() -> None:
+            [session] = await made[0].service.sessions()
+            await made[0].service.pause(session.session_id)
+            async for _ in made[0].service.resume(session.session_id):
+                pass
+
+        def pause(crossing: Crossing) -> None:
+            if crossing.method == "Push" and not pausing:
+                pausing.append(asyncio.create_task(rest()))
+
+        made.network.faults = pause
+        last = (await repaired(made[0]))[-1]
+        await pausing[0]
+        assert last.state is SessionState.COMPLETED
+        assert last.rows_to_move == last.statistics.rows_moved >= 2_000
+        assert made.equal()
+
+
 async def test_a_unit_is_bounded_in_bytes_too() -> None:
     stores = stores_of(2, 0)
     stores[0].apply(rows_named(200, value=b"x" * 1_000))
