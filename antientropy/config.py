@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc.aio
@@ -11,12 +12,20 @@ import grpc.aio
 from antientropy.core.deletes import PurgeMode
 from antientropy.core.pacing import ThrottleSettings
 from antientropy.errors import ConfigError
-from antientropy.limits import DIFFERENCE_ROWS_MAX, UNIT_BYTES_MAX, UNIT_ROWS_MAX
+from antientropy.limits import DIFFERENCE_ROWS_MAX, SCRUB_PERIOD_SECONDS, UNIT_BYTES_MAX, UNIT_ROWS_MAX
 
 
 def insecure_channel(endpoint: str) -> grpc.aio.Channel:
     """A plain-text channel to a peer that never asks a proxy of the environment."""
     return grpc.aio.insecure_channel(endpoint, options=[("grpc.enable_http_proxy", 0)])
+
+
+def version_text(version_time: Callable[[int], float] | None) -> Callable[[int], str]:
+    """Shows versions to people: as times, where they tell any."""
+    if version_time is None:
+        return str
+    seconds_of = version_time
+    return lambda version: datetime.fromtimestamp(seconds_of(version), UTC).isoformat(sep=" ", timespec="seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +93,10 @@ class RepairConfig:
     """As above, in bytes, by the average row."""
     resume_seconds_max: float = 86_400.0
     """What a session verified longer ago than this is verified again when it is resumed."""
+    scrub_period_seconds: float = SCRUB_PERIOD_SECONDS
+    """All rows are read again and checked, and the index with them, once in this time, evenly spread; then one of the
+    replicas has all of them make their hashes anew. 0: never. Too small: the disk is always busy. Too large: damage is
+    found late."""
     session_seconds_max: float = 7 * 86_400.0
     """Deadline of a whole repair: one that is so slow is superseded by the next."""
     channel_factory: Callable[[str], grpc.aio.Channel] = insecure_channel
@@ -122,6 +135,7 @@ class RepairConfig:
                 "gc_grace_seconds",
                 "replica_retries_max",
                 "resume_seconds_max",
+                "scrub_period_seconds",
             )
             if not getattr(self, name) >= 0
         ]

@@ -88,10 +88,11 @@ class RepairRun:
             retry=RetryLimits(
                 rounds_max=context.config.replica_retries_max, first_seconds=context.config.replica_retry_seconds
             ),
+            compares_whole=context.options.mode is RepairMode.REPAIR,
         )
         self._begun = time.monotonic()
         self._spent_before = 0.0 if journaled is None else journaled.info.statistics.elapsed_seconds
-        self._rows_to_move = 0
+        self._rows_to_move = context.statistics.rows_moved
         self._state = SessionState.PREPARING
         self._detail = ""
         self._started_at = now if journaled is None else journaled.info.started_at
@@ -134,6 +135,8 @@ class RepairRun:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        # What is left is planned anew when the units are done again.
+        self._rows_to_move = self._context.statistics.rows_moved
         if self._state.is_final:
             return
         self.entered(SessionState.PAUSED)
@@ -420,7 +423,18 @@ class RepairRun:
 
     def _conclude(self) -> None:
         statistics = self._context.statistics
+        mode = self._context.options.mode
         moved = f"{statistics.rows_differing} rows differed, {statistics.rows_moved} row copies moved"
+        if mode is RepairMode.VALIDATE:
+            # It looks at hashes only, so rows are not counted.
+            unequal = statistics.pairs_compared - statistics.pairs_equal
+            moved = f"{unequal} of {statistics.pairs_compared} pairs of replicas differ"
+        elif mode is RepairMode.PREVIEW:
+            moved = f"{statistics.rows_differing} rows differ, nothing was moved"
+        elif mode is RepairMode.PULL:
+            moved = (
+                f"{statistics.rows_differing} rows were older or missing here, {statistics.rows_moved} row copies moved"
+            )
         left_out = self._work.left_out
         if not any(one.peers for one in self._work.units):
             only = all(set(one.replicas) <= {self._context.local} for one in self._ranges)
@@ -433,14 +447,15 @@ class RepairRun:
             return
         outcome = self._work.outcome
         if outcome is SessionState.COMPLETED:
-            self._end(outcome, f"{_DONE.get(self._context.options.mode, 'Repair completed successfully')}: {moved}")
+            self._end(outcome, f"{_DONE.get(mode, 'Repair completed successfully')}: {moved}")
             return
         why = "; ".join(
             [f"{endpoint} {reason}" for endpoint, reason in left_out.items()]
             + sorted({f"tokens {unit.token_range}: {reason}" for unit, reason in self._work.failed_units.items()})
         )
         if outcome is SessionState.PARTIAL:
-            self._end(outcome, f"Repair finished without {', '.join(left_out) or 'some tokens'}: {moved} ({why})")
+            what = _WORK.get(mode, "Repair")
+            self._end(outcome, f"{what} finished without {', '.join(left_out) or 'some tokens'}: {moved} ({why})")
         else:
             nobody = ", ".join(left_out)
             reason = f"no replica took part ({why or nobody}); start or reach one and repair again"
@@ -464,3 +479,4 @@ _DONE: Final = {
     RepairMode.VALIDATE: "Validation completed",
     RepairMode.PULL: "Repair (pull) completed successfully",
 }
+_WORK: Final = {RepairMode.PREVIEW: "Preview", RepairMode.VALIDATE: "Validation"}

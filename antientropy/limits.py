@@ -78,6 +78,8 @@ SERVED_SESSIONS_MAX: Final = 256
 STREAMS_PER_SESSION_MAX: Final = 64
 #: Chunks of one stream of rows, about 200 bytes remembered of each: 16 GiB of rows.
 CHUNKS_PER_STREAM_MAX: Final = 16_384
+#: All rows are read again within a week, as in Riak.
+SCRUB_PERIOD_SECONDS: Final = 7 * 24 * 3600.0
 #: How far the seed epoch of a peer may be ahead: each step is one rotation by the scrub, so more is a broken peer.
 EPOCH_STEP_MAX: Final = 1_000
 #: Ranges of a keyspace with metrics of their own: 256 for each of a few racks; beyond, only the sums are exposed.

@@ -17,6 +17,13 @@ By the throttle: ``antientropy_throttle_waits_total``, ``antientropy_throttle_wa
 ``antientropy_throttled_bytes_total``, ``antientropy_throttled_rows_total`` (what went through it), and
 ``antientropy_throttle_pace``: 1, or less while the application is slow.
 
+By the scrub, all with ``{keyspace}`` and since the start: ``antientropy_scrub_buckets_total`` (1/256 of the token line
+each), ``antientropy_scrub_rounds_total`` (all of them), ``antientropy_scrub_rows_read_total``,
+``antientropy_scrub_bytes_read_total``, and what should stay 0: ``antientropy_scrub_rows_damaged_total``,
+``antientropy_scrub_rows_quarantined_total`` (moved aside, so that the next repair brings them back),
+``antientropy_scrub_drifts_total`` (an index that was not that of its rows), ``antientropy_scrub_failures_total`` (a
+bucket that could not be read).
+
 By the scheduler: ``antientropy_scheduled_repairs_total{outcome}`` and, made anew for every snapshot,
 ``antientropy_range_unrepaired_seconds{keyspace,range}`` (since the start of the last complete repair; since the
 scheduler first saw the range, if there was none), ``antientropy_range_differences{keyspace,range}`` (that its last

@@ -303,7 +303,11 @@ class PeerClient:
         if answer.equal:
             return RootsAnswer(True, root.count, theirs, epoch, recorded)
         if answer.hashes:
-            return RootsAnswer(False, 0, theirs, wire.decode_hashes(answer.hashes)[1], recorded)
+            told = wire.decode_hashes(answer.hashes)[1]
+            if told == epoch:
+                # The session has ended there, so it must not pass for one that is open.
+                raise PeerMessageError(f"hashes of another epoch than {epoch}, which is also {told}")
+            return RootsAnswer(False, 0, theirs, told, recorded)
         symbols = wire.decode_glance(answer.symbols)
         count = root.count + answer.rows_more
         if count < 0:

@@ -6,9 +6,9 @@ those differ a snapshot. An equal pair opens nothing and reads no rows.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from concurrent.futures import Future
-from datetime import UTC, datetime
 from typing import Final
 
 import grpc
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from antientropy import wire
+from antientropy.config import version_text
 from antientropy.core import deletes, hashing
 from antientropy.core.locate import glance
 from antientropy.core.merkle import Root
@@ -31,6 +32,9 @@ from antientropy.transport.base import CallError
 from antientropy.v1 import repair_pb2 as pb
 
 logger = logging.getLogger(__name__)
+
+#: A comparison waits so long for an index that is being built: a small one is there by then, and far below deadlines.
+_INDEX_WAIT_SECONDS: Final = 1.0
 
 
 class _Refused(Exception):  # noqa: N818 - no error: an answer
@@ -52,9 +56,14 @@ class Comparisons:
         self._node = node
         self._opening_snapshots = 0
         self._rebuilding: dict[Replica, Future[None]] = {}
+        self._indexing: dict[str, asyncio.Task[None]] = {}
 
     async def compare(self, request: pb.CompareRequest) -> pb.CompareResponse:
         """Compare roots; open, renew or close the session of the request."""
+        try:
+            await self._check_ready(request)
+        except _Refused as refused:
+            return pb.CompareResponse(refusal=refused.refusal)
         if not request.session:
             return await self._compare_without_session(request)
         finished = self._node.sessions.finished(request.session)
@@ -84,6 +93,27 @@ class Comparisons:
             if not _keeps(request, answer):
                 await self._node.sessions.close(session)
             return answer
+
+    async def _check_ready(self, request: pb.CompareRequest) -> None:
+        """Refuse while the index is built, which takes minutes for a large store: neither thread nor caller waits."""
+        replica = self._node.replicas.get(request.keyspace)
+        if replica is None or replica.is_ready:
+            return
+        task = self._indexing.get(request.keyspace)
+        if task is None or task.done():
+            task = asyncio.create_task(self._node.in_thread(replica.open), name="antientropy open")
+            # Whoever asks next is told.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._indexing[request.keyspace] = task
+        done, _ = await asyncio.wait({task}, timeout=_INDEX_WAIT_SECONDS)
+        if not done:
+            endpoint = self._node.membership.local_endpoint
+            raise _Refused(
+                pb.Refusal.KIND_NOT_READY,
+                f"{endpoint} is building its index of {request.keyspace}; repair again when it is ready",
+                retry_after_seconds=_INDEX_WAIT_SECONDS,
+            )
+        task.result()
 
     async def _compare_without_session(self, request: pb.CompareRequest) -> pb.CompareResponse:
         if request.open != pb.CompareRequest.OPEN_NONE:
@@ -182,6 +212,11 @@ class Comparisons:
                 floors = after
                 snapshot = await self._renew_snapshot(session, replica, floors)
                 answer.floors = wire.encode_floors(floors, session.token_range)
+            _, epoch = wire.decode_hashes(session.hashes)
+            if snapshot.epoch != epoch:
+                # They were made anew meanwhile.
+                await self._node.sessions.drop_snapshot(session)
+                return pb.CompareResponse(hashes=wire.encode_hashes(hashing.HASH_VERSION, snapshot.epoch))
             if snapshot.root == theirs:
                 await self._node.sessions.drop_snapshot(session)
                 return pb.CompareResponse(equal=True, repaired_version=recorded, floors=answer.floors)
@@ -232,16 +267,8 @@ class Comparisons:
         unclean = deletes.unclean(repaired, empty, floors) & deletes.buckets_touched(snapshot.token_range)
         if unclean.any():
             endpoint = self._node.membership.local_endpoint
-            raise _Refused(
-                pb.Refusal.KIND_TOO_LONG_AWAY, deletes.refusal(endpoint, unclean, repaired, floors, self._when)
-            )
-
-    def _when(self, version: int) -> str:
-        """A version as a time for people."""
-        version_time = self._node.config.version_time
-        if version_time is None:
-            return str(version)
-        return datetime.fromtimestamp(version_time(version), UTC).isoformat(sep=" ", timespec="seconds")
+            when = version_text(self._node.config.version_time)
+            raise _Refused(pb.Refusal.KIND_TOO_LONG_AWAY, deletes.refusal(endpoint, unclean, repaired, floors, when))
 
     def _past_version(self, data: bytes) -> int:
         """A version of the past: a fence in the future would keep the application's own writes out."""
@@ -283,9 +310,11 @@ class Comparisons:
                 )
             )
         ours = await self._node.in_thread(replica.root, token_range, floors)
-        if epoch != replica.epoch:
-            self._follow_epoch(replica, epoch)
-            return pb.CompareResponse(hashes=wire.encode_hashes(hashing.HASH_VERSION, replica.epoch))
+        own = replica.epoch
+        if epoch != own:
+            self._follow_epoch(replica, epoch, own)
+            # That of before, although the hashes of few rows may be ready by now: nothing was compared.
+            return pb.CompareResponse(hashes=wire.encode_hashes(hashing.HASH_VERSION, own))
         equal = ours == theirs
         answer = pb.CompareResponse(equal=equal, rows_more=0 if equal else ours.count - theirs.count)
         # Those of an equal replica count as well: a third one may hold what was deleted there and purged.
@@ -294,9 +323,8 @@ class Comparisons:
             answer.floors = encoded
         return answer
 
-    def _follow_epoch(self, replica: Replica, epoch: int) -> None:
+    def _follow_epoch(self, replica: Replica, epoch: int, own: int) -> None:
         """Make the hashes anew in the epoch of a peer that is ahead; it asks again."""
-        own = replica.epoch
         if epoch > own + EPOCH_STEP_MAX:
             raise PeerMessageError(f"hash epoch {epoch} is beyond the one here, {own}, by more than {EPOCH_STEP_MAX}")
         before = self._rebuilding.get(replica)

@@ -220,6 +220,11 @@ class Replica:
         if state[0] is not None:
             write_index(path, index, state[0])
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the index is made: what needs it does not wait then."""
+        return self._index is not None
+
     # --- what a repair needs ---
 
     @property

@@ -13,20 +13,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Final
 
 from antientropy.core.tokens import BUCKET_LEVEL, BUCKETS, TokenRange, node_range
 from antientropy.errors import StoreError
+from antientropy.limits import SCRUB_PERIOD_SECONDS
+from antientropy.metrics import Gauge
 from antientropy.replica import Replica
 from antientropy.store import quarantining, rereading
 
 logger = logging.getLogger(__name__)
 
-#: All buckets within a week.
-PERIOD_SECONDS: Final = 7 * 24 * 3600.0
 #: The mark that tells the next bucket.
 _MARK: Final = "scrub"
 _MARK_FORMAT: Final = struct.Struct(">H")
@@ -52,6 +52,10 @@ class BucketReport:
         return not self.damaged and not self.drifted
 
 
+#: What should stay 0.
+_ALARMS: Final = ("rows_damaged", "rows_quarantined", "drifts", "failures")
+
+
 @dataclass(slots=True)
 class ScrubStatistics:
     """Sums since the process was started."""
@@ -68,6 +72,11 @@ class ScrubStatistics:
     """Buckets that could not be read."""
     findings: list[BucketReport] = field(default_factory=list)
     """The last ones that were not clean."""
+
+    def gauges(self, keyspace: str) -> Iterator[Gauge]:
+        """As metrics."""
+        for name in ("buckets", "rounds", "rows_read", "bytes_read", *_ALARMS):
+            yield Gauge(f"antientropy_scrub_{name}_total", getattr(self, name), (("keyspace", keyspace),))
 
 
 #: Reports that are kept to be shown.
@@ -171,15 +180,25 @@ class Scrubber:
         self._on_report(report)
 
 
-async def scrub_steadily(scrubber: Scrubber, executor: Executor, *, period_seconds: float = PERIOD_SECONDS) -> None:
+async def scrub_steadily(
+    scrubber: Scrubber,
+    executor: Executor,
+    *,
+    period_seconds: float = SCRUB_PERIOD_SECONDS,
+    on_round: Callable[[], Awaitable[None]] | None = None,
+) -> None:
     """Scrub all buckets within each period, for ever, evenly spread; cancel it to stop.
 
-    A store that fails is tried again with the next bucket.
+    A store that fails is tried again with the next bucket. ``on_round``: awaited after each round of all buckets.
     """
     loop = asyncio.get_running_loop()
+    rounds = scrubber.statistics.rounds
     while True:
         await asyncio.sleep(period_seconds / BUCKETS)
         try:
             await loop.run_in_executor(executor, scrubber.scrub_next)
+            if on_round is not None and scrubber.statistics.rounds > rounds:
+                await on_round()
         except StoreError as error:
             logger.warning("scrub failed: %s", error)
+        rounds = scrubber.statistics.rounds

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
@@ -36,13 +36,14 @@ from antientropy.errors import (
 from antientropy.journal import JournaledSession, RepairJournal
 from antientropy.limits import HISTORY_SESSIONS_MAX
 from antientropy.membership import Membership
-from antientropy.metrics import RepairMetrics
+from antientropy.metrics import Gauge, RepairMetrics
 from antientropy.options import RepairOptions
 from antientropy.peer_service import PeerService
 from antientropy.purging import Purger
 from antientropy.replica import Replica
 from antientropy.reports import RangeSummary, RepairStatistics, RepairUpdate, SessionInfo, SessionState
 from antientropy.running import RunContext, silent
+from antientropy.scrub import Scrubber, scrub_steadily
 from antientropy.selection import chosen_ranges, range_summaries
 from antientropy.store import RowStore
 from antientropy.throttle import Throttle
@@ -122,6 +123,8 @@ class RepairService:
             epoch_seconds=clock,
         )
         self._purger = Purger(self._replicas, self.peers.marks, membership, self._config, clock)
+        self._scrubbers = {keyspace: Scrubber(replica) for keyspace, replica in self._replicas.items()}
+        self.metrics.collect(self._scrub_gauges)
         self._journal: RepairJournal | None = None
         self._runs: dict[str, RepairRun] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -154,6 +157,11 @@ class RepairService:
             asyncio.create_task(self._sweep(), name="antientropy janitor"),
             asyncio.create_task(self._purge(), name="antientropy purge"),
         ]
+        if self._config.scrub_period_seconds:
+            self._background += [
+                asyncio.create_task(self._scrub(keyspace), name=f"antientropy scrub {keyspace}")
+                for keyspace in self._replicas
+            ]
 
     async def stop(self) -> None:
         """Interrupt repairs (they can be resumed), close sessions and channels. Idempotent; not to be started again."""
@@ -400,6 +408,8 @@ class RepairService:
                 run.cancelled = True
                 task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            # One that was cancelled before its first step has not done so itself.
+            self._forget(run)
             listener.close()
 
     async def _run(self, run: RepairRun) -> None:
@@ -410,8 +420,11 @@ class RepairService:
             if info.state.is_final:
                 # One that was interrupted goes on another day, and is counted then.
                 self.metrics.record_session(info.keyspace, info.state, info.statistics)
-            self._runs.pop(run.session_id, None)
-            self._tasks.pop(run.session_id, None)
+            self._forget(run)
+
+    def _forget(self, run: RepairRun) -> None:
+        self._runs.pop(run.session_id, None)
+        self._tasks.pop(run.session_id, None)
 
     def _replica(self, keyspace: str) -> Replica:
         replica = self._replicas.get(keyspace)
@@ -472,14 +485,44 @@ class RepairService:
         while True:
             await asyncio.sleep(self._config.purge_interval_seconds)
             for keyspace in self._replicas:
-                busy = self.peers.session_count or any(run.info.keyspace == keyspace for run in self._runs.values())
-                if busy or self._journal is None:
+                if self._is_busy(keyspace) or self._journal is None:
                     continue
                 try:
                     parts = await self._in_thread(self._journal.repaired_parts, keyspace)
                     await self._in_thread(self._purger.purge, keyspace, parts)
                 except (StoreError, JournalError) as error:
                     logger.warning("tombstones of keyspace %s cannot be purged: %s", keyspace, error)
+
+    async def _scrub(self, keyspace: str) -> None:
+        """Look for damage, slowly; what is found and moved aside differs from then on, so the next repair brings it."""
+
+        async def rotate() -> None:
+            await self._rotate_epoch(keyspace)
+
+        period = self._config.scrub_period_seconds
+        await scrub_steadily(self._scrubbers[keyspace], self._executor, period_seconds=period, on_round=rotate)
+
+    async def _rotate_epoch(self, keyspace: str) -> None:
+        """Hashes that collide stay equal until they are made anew: the first replica that is alive begins.
+
+        The others follow when they are compared with it.
+        """
+        replicas = {endpoint for one in self._membership.ranges(keyspace) for endpoint in one.replicas}
+        here = self._membership.local_endpoint
+        alive = [endpoint for endpoint in replicas if endpoint == here or self._membership.is_alive(endpoint)]
+        if len(replicas) < 2 or min(alive, default="") != here:
+            return
+        replica = self._replicas[keyspace]
+        logger.info("all rows of keyspace %s were scrubbed; their hashes are made anew", keyspace)
+        await asyncio.wrap_future(replica.rebuild(replica.epoch + 1))
+
+    def _is_busy(self, keyspace: str) -> bool:
+        """Whether a repair is under way, here or served."""
+        return bool(self.peers.session_count) or any(run.info.keyspace == keyspace for run in self._runs.values())
+
+    def _scrub_gauges(self) -> Iterator[Gauge]:
+        for keyspace, scrubber in self._scrubbers.items():
+            yield from scrubber.statistics.gauges(keyspace)
 
     async def _in_thread(self, function: Callable[[*Arguments], Result], *arguments: *Arguments) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)

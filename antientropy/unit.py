@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from antientropy.config import version_text
 from antientropy.core import deletes
 from antientropy.core.merkle import EMPTY_ROOT, Root
 from antientropy.core.plan import RepairPlan
@@ -139,6 +140,7 @@ class UnitRun:
         self._counted: set[str] = set()
         self._counted_rows = False
         self._root = EMPTY_ROOT
+        self._epoch = 0
         self._answers: dict[str, RootsAnswer] = {}
         self._snapshot: ReplicaSnapshot | None = None
         self._moved_once = False
@@ -258,14 +260,14 @@ class UnitRun:
             await context.in_thread(self._fence)
             self._fenced = True
         self._root = await context.in_thread(context.replica.root, self._range, self._floors)
-        epoch = context.replica.epoch
+        epoch = self._epoch = context.replica.epoch
         await self._each(peers, lambda client: self._compare_with(client, epoch))
         if refused := [answer.refusal for answer in self._answers.values() if answer.refusal is not None]:
             await self._refused(refused[0].kind, refused[0].retry_after_seconds)
             return
         answers = {endpoint: self._answers[endpoint] for endpoint in peers if endpoint in self._answers}
         if any(answer.epoch != epoch for answer in answers.values()):
-            await self._match_epochs(epoch, max(answer.epoch for answer in answers.values()))
+            await self._match_epochs(epoch, answers)
             return
         if self._raised_floors(answers):
             return
@@ -325,31 +327,40 @@ class UnitRun:
             self._floors = np.where(deletes.buckets_touched(self._range), floors, np.uint64(0))
 
     async def _refused(self, kind: RefusalKind, retry_after_seconds: float) -> None:
-        """Some peer is building its index, or has no room for a session: look again in a while, not for ever."""
+        """Some peer is building its index, or has no room for a session."""
+        waiting = {
+            endpoint: answer.refusal.detail
+            for endpoint, answer in self._answers.items()
+            if answer.refusal is not None and endpoint not in self._session.failures
+        }
+        await self._wait_for(waiting, kind.name.lower().replace("_", " "), retry_after_seconds)
+
+    async def _wait_for(self, waiting: dict[str, str], what: str, retry_after_seconds: float = 0.0) -> None:
+        """Some peers (why, by name) cannot be compared now: look again in a while, not for ever."""
         now = asyncio.get_running_loop().time()
         if self._not_ready_since is None:
             self._not_ready_since = now
-            self._context.narrator.say(f"waiting for a replica that is {kind.name.lower().replace('_', ' ')}")
-        waiting = [
-            (endpoint, answer.refusal)
-            for endpoint, answer in self._answers.items()
-            if answer.refusal is not None and endpoint not in self._session.failures
-        ]
+            self._context.narrator.say(f"waiting for a replica that is {what}")
         if now - self._not_ready_since > self._context.config.not_ready_wait_seconds:
-            for endpoint, refusal in waiting:
-                self._fail(endpoint, f"takes no part: {refusal.detail}")
-        for endpoint, _ in waiting:
-            del self._answers[endpoint]
+            for endpoint, detail in waiting.items():
+                self._fail(endpoint, f"takes no part: {detail}")
+        for endpoint in waiting:
+            self._answers.pop(endpoint, None)
         await asyncio.sleep(min(max(retry_after_seconds, _NOT_READY_PAUSE_SECONDS), 2.0))
 
-    async def _match_epochs(self, own: int, greatest: int) -> None:
+    async def _match_epochs(self, own: int, answers: dict[str, RootsAnswer]) -> None:
         """Hashes of different epochs cannot be compared: the lesser side builds anew."""
         self._session.restart()
+        greatest = max(answer.epoch for answer in answers.values())
         if greatest > own:
             self._context.narrator.say(f"building the index anew for hashes of epoch {greatest}")
             await self._rebuild(greatest)
-        else:
-            await self._refused(RefusalKind.NOT_READY, 0.0)
+            return
+        behind = {name: answer.epoch for name, answer in answers.items() if answer.epoch != own}
+        await self._wait_for(
+            {name: f"its hashes are still those of epoch {epoch}, not {own}" for name, epoch in behind.items()},
+            "building its index anew",
+        )
 
     def _raised_floors(self, answers: dict[str, RootsAnswer]) -> bool:
         """Take the greatest purge floors of all; whether they have changed: then all is compared again."""
@@ -377,7 +388,8 @@ class UnitRun:
         empty = np.repeat(level.counts == 0, BUCKETS // len(level.counts))
         unclean = deletes.unclean(marks.repaired, empty, self._others_floors) & deletes.buckets_touched(self._range)
         if unclean.any():
-            raise RepairError(deletes.refusal(self._context.local, unclean, marks.repaired, self._others_floors))
+            when = version_text(self._context.config.version_time)
+            raise RepairError(deletes.refusal(self._context.local, unclean, marks.repaired, self._others_floors, when))
 
     async def _rebuild(self, epoch: int) -> None:
         await self._close_snapshot()
@@ -389,6 +401,10 @@ class UnitRun:
         context = self._context
         if self._snapshot is None:
             self._snapshot = await open_in_thread(context.executor, context.replica, self._range, self._floors)
+            if self._snapshot.epoch != self._epoch:
+                # The hashes were made anew meanwhile: those of the peers' snapshots cannot be compared with them.
+                self._session.restart()
+                return
             await context.in_thread(self._check_clean, self._snapshot)
         snapshot = self._snapshot
         consistent = snapshot.root == self._root

@@ -245,6 +245,7 @@ configuration.""",
 @_setting("--digest-form", "FORM", "compact or plain gossip digests.  [default: compact]")
 @_setting("--partners", "N", "Peers from whom a gossip round chooses; 0: all.  [default: 32]", int)
 @_setting("--repair-period-seconds", "SECONDS", "Repair every range so often; 0: when asked.  [default: 3600]", float)
+@_setting("--scrub-period-seconds", "SECONDS", "Check all rows once in this time; 0: never.  [default: 604800]", float)
 @_setting("--repair-window", "HH:MM-HH:MM", "Begin automatic repairs only then, local time.  [default: any time]")
 @_setting("--repair-throttle-bytes-per-second", "N", "The most that repairs move; 0: all.  [default: 64 MiB]", float)
 @_setting("--repair-throttle-rows-per-second", "N", "The most rows that repairs move; 0: all.  [default: 0]", float)

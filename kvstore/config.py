@@ -17,6 +17,7 @@ from antientropy.config import RepairConfig
 from antientropy.core.deletes import PurgeMode
 from antientropy.core.pacing import ThrottleSettings
 from antientropy.core.schedule import SchedulerSettings
+from antientropy.limits import SCRUB_PERIOD_SECONDS
 from gossiper.config import DATACENTER_DEFAULT, RACK_DEFAULT, GossipConfig
 from gossiper.core.endpoints import canonical_endpoint, parse_endpoint
 from gossiper.core.peers import PARTNERS_DEFAULT
@@ -35,6 +36,7 @@ from kvstore.limits import (
     REPAIR_PERIOD_SECONDS,
     REPAIR_PERIOD_SECONDS_MIN,
     REPLICATION_FACTOR_MAX,
+    SCRUB_PERIOD_SECONDS_MIN,
 )
 
 #: The ports that operators of Cassandra know.
@@ -126,6 +128,8 @@ class KvStoreConfig:
     """The most rows that repairs read and write; 0: no bound."""
     repair_throttle_cpu_share: float = REPAIR_CPU_SHARE
     """The most that repairs take of one core, above 0 and at most 1."""
+    scrub_period_seconds: float = SCRUB_PERIOD_SECONDS
+    """All rows are read again and checked once in this time, evenly spread; 0: never."""
     gc_mode: str = "repair"
     """When tombstones are purged. ``repair``: once all replicas have been repaired since the deletion, so that no
     deleted row comes back however long a node was away. ``time``: when they are ``gc_grace_seconds`` old, as in
@@ -191,6 +195,11 @@ class KvStoreConfig:
             faults.append(
                 f"repair_throttle_cpu_share: must be above 0 and at most 1, is {self.repair_throttle_cpu_share:g}"
             )
+        if self.scrub_period_seconds and not SCRUB_PERIOD_SECONDS_MIN <= self.scrub_period_seconds <= _YEAR_SECONDS:
+            faults.append(
+                f"scrub_period_seconds: must be 0 (off) or {SCRUB_PERIOD_SECONDS_MIN:g} to {_YEAR_SECONDS:g}, "
+                f"is {self.scrub_period_seconds:g}"
+            )
         if self.gc_mode not in GC_MODES:
             faults.append(f"gc_mode: must be {' or '.join(GC_MODES)}, is {self.gc_mode!r}")
         if not GC_GRACE_SECONDS_MIN <= self.gc_grace_seconds <= _YEAR_SECONDS:
@@ -251,6 +260,7 @@ class KvStoreConfig:
             version_time=seconds_of,
             purge=PurgeMode(self.gc_mode),
             gc_grace_seconds=self.gc_grace_seconds,
+            scrub_period_seconds=self.scrub_period_seconds,
             throttle=ThrottleSettings(
                 bytes_per_second=self.repair_throttle_bytes_per_second or None,
                 rows_per_second=self.repair_throttle_rows_per_second or None,

@@ -68,6 +68,8 @@ TOKENS_PER_NODE_MAX: Final = 256
 REPAIR_PERIOD_SECONDS: Final = 3_600.0
 #: More often than this, the time of a repair itself is what counts.
 REPAIR_PERIOD_SECONDS_MIN: Final = 1.0
+#: 256 parts of the token line in this time: more often, the scrub does nothing but ask for the clock.
+SCRUB_PERIOD_SECONDS_MIN: Final = 10.0
 #: Half of a network of 1 Gbit/s.
 REPAIR_BYTES_PER_SECOND: Final = 64.0 * 1024 * 1024
 #: Half a core: with two cores, requests keep three quarters of the machine while a repair runs.

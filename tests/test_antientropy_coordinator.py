@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterable
+from concurrent.futures import Future
 from contextlib import aclosing
 from itertools import pairwise
 
@@ -128,11 +129,11 @@ async def test_equal_replicas_cost_one_round_trip_each_and_nothing_is_opened() -
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.randoms(use_true_random=False), st.sampled_from(list(Strategy)), st.integers(2, 4))
-def test_any_strategy_and_any_interleaving_of_writes_end_equal(
-    rng: random.Random, strategy: Strategy, replicas: int
-) -> None:
+@given(st.integers(0, 2**32), st.sampled_from(list(Strategy)), st.integers(2, 4))
+def test_any_strategy_and_any_interleaving_of_writes_end_equal(seed: int, strategy: Strategy, replicas: int) -> None:
     """Writes that reach some replicas only happen at random messages of a repair; another repair then ends it."""
+    # A seed: how many numbers are drawn depends on how threads meet, which hypothesis would hold against the test.
+    rng = random.Random(seed)
     stores = stores_of(replicas, rng.choice([0, 10, 300]))
     diverge(stores, rng.randrange(10**6), rng.randrange(100), keys=300)
 
@@ -232,6 +233,46 @@ async def test_many_differences_are_repaired_part_by_part(jobs: int) -> None:
         assert len(seen) > 10
         assert any(update.eta_seconds for update in updates)
         assert made.held() == 0
+
+
+@pytest.mark.parametrize("mode", [RepairMode.PREVIEW, RepairMode.PULL, RepairMode.VALIDATE])
+async def test_differences_that_stay_on_purpose_do_not_keep_a_repair_in_parts_going(mode: RepairMode) -> None:
+    stores = stores_of(2, 0)
+    stores[0].apply(rows_named(2_000))
+    async with cluster(*stores, config=RepairConfig(unit_rows_max=300)) as made:
+        async with asyncio.timeout(30):
+            last = (await repaired(made[0], RepairOptions(mode=mode)))[-1]
+        assert (last.state, last.progress, last.statistics.rows_moved) == (SessionState.COMPLETED, 1.0, 0)
+        if mode is RepairMode.PREVIEW:
+            assert sum(flow.rows for flow in last.previews) == last.statistics.rows_differing == 2_000
+            assert last.message == "Preview completed: 2000 rows differ, nothing was moved"
+        if mode is RepairMode.VALIDATE:
+            assert last.message == "Validation completed: 1 of 1 pairs of replicas differ"
+        assert (await made[0].service.summarize("kv"))[0].repaired_at is None
+
+
+async def test_rows_that_a_pause_left_are_not_counted_twice() -> None:
+    stores = stores_of(2, 0)
+    stores[0].apply(rows_named(2_000, value=b"x" * 1_000))
+    async with cluster(*stores) as made:
+        pausing: list[asyncio.Task[None]] = []
+
+        async def rest() -> None:
+            [session] = await made[0].service.sessions()
+            await made[0].service.pause(session.session_id)
+            async for _ in made[0].service.resume(session.session_id):
+                pass
+
+        def pause(crossing: Crossing) -> None:
+            if crossing.method == "Push" and not pausing:
+                pausing.append(asyncio.create_task(rest()))
+
+        made.network.faults = pause
+        last = (await repaired(made[0]))[-1]
+        await pausing[0]
+        assert last.state is SessionState.COMPLETED
+        assert last.rows_to_move == last.statistics.rows_moved >= 2_000
+        assert made.equal()
 
 
 async def test_a_unit_is_bounded_in_bytes_too() -> None:
@@ -654,6 +695,20 @@ async def test_an_index_that_has_drifted_is_rebuilt_and_the_repair_completes() -
         assert updates[-1].state is SessionState.COMPLETED, messages(updates)
         assert "building the index anew" in messages(updates)
         assert updates[-1].statistics.rows_moved == 0
+
+
+async def test_a_replica_whose_hashes_stay_behind_is_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stores = stores_of(2, 10)
+    async with cluster(*stores, config=RepairConfig(replica_retries_max=0, not_ready_wait_seconds=0.3)) as made:
+        failed: Future[None] = Future()
+        failed.set_exception(StoreFullError("no space left"))
+        monkeypatch.setattr(made[1].service._replicas["kv"], "rebuild", lambda _epoch: failed)
+        updates = await repaired(made[0], RepairOptions(full=True))
+        assert updates[-1].state is SessionState.FAILED
+        assert "its hashes are still those of epoch 0, not 1" in updates[-1].message
+        assert made.held() == 0
 
 
 async def test_a_ring_that_changes_in_mid_repair_is_noticed_and_nothing_counts_as_repaired() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +24,7 @@ from antientropy.leases import Lease, LeaseDenied
 from antientropy.limits import EPOCH_STEP_MAX
 from antientropy.membership import ReplicatedRange
 from antientropy.peer_client import OpenSession, PeerClient, RefusalKind
+from antientropy.replica import Replica
 from antientropy.v1 import repair_pb2 as pb
 
 HOUR = 3600.0
@@ -325,6 +328,51 @@ async def test_whose_epoch_is_less_makes_its_hashes_anew(world: World) -> None:
     assert there.replica.epoch == 3
     with pytest.raises(PeerError, match="epoch"):
         await client.compare(here.root(), epoch=4 + EPOCH_STEP_MAX)
+
+
+async def test_hashes_that_are_ready_at_once_are_compared_with_the_next_request(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = world.node([row(1), row(2)]), world.node([row(1), row(3)])
+    here.replica.rebuild(1).result()
+    rebuild = there.replica.rebuild
+
+    def at_once(epoch: int | None = None) -> Future[None]:
+        made = rebuild(epoch)
+        made.result()
+        return made
+
+    monkeypatch.setattr(there.replica, "rebuild", at_once)
+    client = world.client(there)
+    answer = await client.compare(here.root(), epoch=1)
+    assert (answer.epoch, client.session_open, there.service.session_count) == (0, False, 0)
+    answer = await client.compare(here.root(), epoch=1)
+    assert (answer.epoch, client.session_open, there.service.session_count) == (1, True, 1)
+    assert len(await located(client, here, answer)) == 2
+
+
+async def test_an_index_that_is_being_built_is_not_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = world.node([row(1)])
+    there.replica = there.service._node.replicas["kv"] = Replica(there.store)  # type: ignore[index] # a dict
+    go_on = threading.Event()
+    read = there.store.read
+
+    def slow(*arguments: Any) -> Any:
+        go_on.wait(30)
+        return read(*arguments)
+
+    monkeypatch.setattr(there.store, "read", slow)
+    try:
+        client = world.client(there)
+        refusal = (await client.compare(EMPTY_ROOT)).refusal
+        assert refusal is not None
+        assert refusal.kind is RefusalKind.NOT_READY
+        assert "is building its index of kv" in refusal.detail
+        assert there.service.session_count == 0
+    finally:
+        go_on.set()
+    await until(lambda: there.replica.is_ready)
+    assert (await client.compare(EMPTY_ROOT)).refusal is None
 
 
 async def test_tombstones_below_the_greatest_floor_of_both_are_left_out(world: World) -> None:

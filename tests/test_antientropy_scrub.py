@@ -12,13 +12,16 @@ from pathlib import Path
 import lmdb
 import numpy as np
 import pytest
+from repair_cluster import cluster, repaired, until
 
 from antientropy import (
     LmdbRowStore,
     MemoryRowStore,
+    RepairConfig,
     Replica,
     Row,
     RowReader,
+    SessionState,
     StoreCorruptError,
     StoreError,
     TokenRange,
@@ -267,3 +270,52 @@ def test_a_store_that_can_only_be_read_is_looked_at_for_drift() -> None:
         while scrub_all(Scrubber(replica)):
             assert time.monotonic() < deadline
             replica.settle()
+
+
+# --- run by the service ---
+
+
+async def test_a_service_scrubs_by_itself_and_the_next_repair_brings_back_what_was_damaged(tmp_path: Path) -> None:
+    with LmdbRowStore(tmp_path / "a", durable=False) as one, LmdbRowStore(tmp_path / "b", durable=False) as other:
+        for store in (one, other):
+            store.apply(ROWS)
+        one.close()
+        overwrite(tmp_path / "a", lambda stored: stored[:-1] + bytes([stored[-1] ^ 1]), [b"key1", b"key2"])
+        with LmdbRowStore(tmp_path / "a", durable=False) as damaged:
+            async with cluster(damaged, other, config=RepairConfig(scrub_period_seconds=0.5)) as made:
+                metrics = made[0].service.metrics
+
+                def counted(name: str) -> float:
+                    return dict(metrics.snapshot())[f'antientropy_scrub_{name}_total{{keyspace="kv"}}']
+
+                await until(lambda: counted("rounds") >= 1, 30)
+                assert (counted("rows_damaged"), counted("rows_quarantined"), counted("drifts")) == (2, 2, 0)
+                assert counted("rows_read") >= len(ROWS)
+                assert damaged.row_count == len(ROWS) - 2
+                last = (await repaired(made[0]))[-1]
+                assert (last.state, last.statistics.rows_moved) == (SessionState.COMPLETED, 2)
+                assert made.equal()
+
+
+async def test_after_a_round_one_replica_begins_a_new_epoch_and_the_others_follow() -> None:
+    stores = [MemoryRowStore() for _ in range(3)]
+    for store in stores:
+        store.apply(ROWS)
+    # The first of those that are alive begins; a scrub of the others begins nothing.
+    configs = [RepairConfig(scrub_period_seconds=seconds) for seconds in (0.3, 0.3, 0)]
+    async with cluster(*stores, config=lambda number: configs[number]) as made:
+        made.ring.dead = {made.ring.endpoints[0]}
+        replicas = [node.service._replicas["kv"] for node in made.nodes]
+        await until(lambda: replicas[1].epoch > 0, 30)
+        assert replicas[2].epoch == 0
+        made.ring.dead = set()
+        stores[2].apply([Row(b"another", 1, b"value")])
+        assert (await repaired(made[2]))[-1].state is SessionState.COMPLETED
+        assert replicas[2].epoch > 0
+        assert made.equal()
+
+
+async def test_no_scrub_runs_where_it_is_turned_off() -> None:
+    async with cluster(MemoryRowStore(), config=RepairConfig(scrub_period_seconds=0)) as made:
+        assert not any("scrub" in task.get_name() for task in made[0].service._background)
+        assert all(value == 0 for name, value in made[0].service.metrics.snapshot() if "scrub" in name)

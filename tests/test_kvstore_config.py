@@ -199,6 +199,7 @@ def test_the_settings_of_repair_reach_the_service_and_its_schedule(tmp_path: Pat
 def test_faults_of_repair_name_the_setting(tmp_path: Path) -> None:
     options = {
         "repair_period_seconds": 0.5,
+        "scrub_period_seconds": 1.0,
         "repair_window": "22-6",
         "repair_throttle_bytes_per_second": -1.0,
         "repair_throttle_rows_per_second": float("inf"),

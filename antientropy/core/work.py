@@ -49,12 +49,15 @@ class RepairWork:
         dead: Replicas that were not alive when the repair began.
         skipped: Parts that were verified before (a repair that is resumed).
         retry: How often lost replicas are tried again.
+        compares_whole: Whether ranges that were done in parts are compared as a whole at the end. Not where differences
+            stay on purpose, as in a preview: the whole would be cut into parts again, without end.
     """
 
     units: Sequence[Unit]
     dead: frozenset[str] = frozenset()
     skipped: Sequence[TokenRange] = ()
     retry: RetryLimits = field(default_factory=RetryLimits)
+    compares_whole: bool = True
 
     lost: dict[str, str] = field(default_factory=dict)
     """Replicas that are out for now, and why."""
@@ -106,7 +109,7 @@ class RepairWork:
             return again
         bad = {unit.range_index for unit in (*self._missing, *self.failed_units)}
         whole = [self.units[number] for number in sorted(self._in_parts - bad)]
-        if not whole:
+        if not whole or not self.compares_whole:
             return None
         self._in_parts -= {unit.range_index for unit in whole}
         self._pending.extend(Unit(one.token_range, one.peers, one.range_index, is_last=True) for one in whole)

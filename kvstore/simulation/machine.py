@@ -38,6 +38,8 @@ _REPAIR_SETTINGS: Final[dict[str, Any]] = {
     "rpc_timeout_seconds": 5.0,
     "stream_timeout_seconds": 30.0,
     "session_idle_seconds": 10.0,
+    # All buckets in a fifth of a run, so that hashes are made anew now and then.
+    "scrub_period_seconds": 25.0,
     "lease_seconds": 6.0,
     "heartbeat_seconds": 2.0,
     "lease_wait_seconds": 20.0,
