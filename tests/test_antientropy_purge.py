@@ -43,8 +43,10 @@ def deleted_everywhere(made: Cluster, count: int = 50) -> int:
     """Rows and then their tombstones on all replicas, an hour ago. Returns the version of the tombstones."""
     version = version_at(made.clock() - 3_600)
     for node in made.nodes:
-        node.store.apply(rows_named(200, version=version - 1))
-        node.store.apply([Row(b"key%d" % number, version, b"", deleted=True) for number in range(count)])
+        # An hour is the past, which is closed to all but repair.
+        node.store.apply(rows_named(200, version=version - 1), from_repair=True)
+        tombs = [Row(b"key%d" % number, version, b"", deleted=True) for number in range(count)]
+        node.store.apply(tombs, from_repair=True)
     return version
 
 
@@ -121,12 +123,14 @@ async def test_an_equal_replica_is_not_enough_while_another_brings_something_new
     stores: list[Store] = [MemoryRowStore(), MemoryRowStore(), MemoryRowStore()]
     async with cluster(*stores, config=config()) as made:
         version = deleted_everywhere(made)
-        stores[2].apply([Row(b"key100", version, b"", deleted=True)])
+        stores[2].apply([Row(b"key100", version, b"", deleted=True)], from_repair=True)
+        born = [node.service.peers.marks["kv"].read().repaired for node in made.nodes]
         updates = await repaired(made[0])
         assert updates[-1].statistics.rows_moved == 2
         marks = [node.service.peers.marks["kv"].read() for node in made.nodes]
         assert marks[0].repaired.min() > version
-        assert marks[1].repaired.max() == marks[2].repaired.max() == 0
+        assert (marks[1].repaired == born[1]).all()
+        assert (marks[2].repaired == born[2]).all()
         made.clock.ahead += 120
         await repaired(made[0])
         marks = [node.service.peers.marks["kv"].read() for node in made.nodes]
@@ -137,10 +141,11 @@ async def test_modes_that_are_no_repair_vouch_for_nothing() -> None:
     stores: list[Store] = [MemoryRowStore(), MemoryRowStore()]
     async with cluster(*stores, config=config()) as made:
         deleted_everywhere(made)
+        born = made[0].service.peers.marks["kv"].read().repaired
         for mode in (RepairMode.PREVIEW, RepairMode.VALIDATE, RepairMode.PULL):
             await repaired(made[0], RepairOptions(mode=mode))
         assert (await made[0].service.summarize("kv"))[0].repaired_at is None
-        assert not made[0].service.peers.marks["kv"].read().repaired.any()
+        assert (made[0].service.peers.marks["kv"].read().repaired == born).all()
 
 
 async def test_a_replica_that_was_away_while_others_purged_is_refused_with_the_way_out() -> None:
@@ -181,7 +186,8 @@ async def test_purge_by_time() -> None:
         assert tombstones(made) == [50, 50]
         made.clock.ahead += 7_200
         await until(lambda: tombstones(made) == [0, 0])
-        assert (await repaired(made[0]))[-1].statistics.round_trips == 1
+        # One more where a replica has not purged as far as the other yet.
+        assert (await repaired(made[0]))[-1].statistics.round_trips <= 2
     with pytest.raises(ConfigError, match="version_at"):
         RepairConfig(purge=PurgeMode.TIME)
 

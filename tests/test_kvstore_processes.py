@@ -129,7 +129,9 @@ def test_death_and_return_repair_and_nothing_but_repair(
     again = repair(three)[-1]
     assert again.state == repair_pb.SESSION_STATE_COMPLETED
     assert again.statistics.rows_moved == again.statistics.rows_differing == again.statistics.move_bytes == 0
-    assert again.statistics.pairs_equal == again.statistics.pairs_compared == again.statistics.round_trips
+    assert again.statistics.pairs_equal == again.statistics.pairs_compared
+    # Another coordinator may know less of what was purged, which takes one more.
+    assert again.statistics.round_trips <= 2
 
 
 def test_a_minority_refuses_at_once_and_still_reads_itself(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import secrets
 import struct
 from collections.abc import Iterator
@@ -49,8 +50,8 @@ _NAME_BYTES: Final = 16
 #: The head of LMDB's lock file and a slot for every reader, as lmdb 0.9 lays it out on 64 bits: it takes a file that is
 #: larger as it is, and as many readers as that holds.
 _LOCK_FILE_BYTES: Final = 256 + 64 * LMDB_READERS_MAX
-#: Less free disk than this explains a failed write.
-_DISK_BYTES_LEFT_MIN: Final = 1024 * 1024
+#: Less free disk than this explains a failed write: a commit of many rows copies as many pages.
+_DISK_BYTES_LEFT_MIN: Final = 16 * 1024 * 1024
 _FULL_ERRNOS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _READ_ONLY_ERRNOS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -173,7 +174,10 @@ def _disk_is_full(path: Path) -> bool:
         status = os.statvfs(path)
     except OSError:
         return False
-    return status.f_bavail * status.f_frsize < _DISK_BYTES_LEFT_MIN
+    limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    file_bytes = max((file.stat().st_size for file in path.glob("data.mdb")), default=0)
+    over_limit = limited != resource.RLIM_INFINITY and file_bytes + _DISK_BYTES_LEFT_MIN > limited
+    return over_limit or status.f_bavail * status.f_frsize < _DISK_BYTES_LEFT_MIN
 
 
 @contextmanager

@@ -278,7 +278,15 @@ def _told(row: Row | None) -> str:
 
 def run_seed(options: SimulationOptions) -> SeedResult:
     """Run one seed; the same options always give the same result."""
+    level = logging.getLogger().level
     logging.getLogger().setLevel(logging.CRITICAL + 1)
+    try:
+        return _run_seed(options)
+    finally:
+        logging.getLogger().setLevel(level)
+
+
+def _run_seed(options: SimulationOptions) -> SeedResult:
     violation: str | None = None
     with tempfile.TemporaryDirectory(prefix="kvstore-simulation-") as directory:
         run = Run(options, Path(directory))
